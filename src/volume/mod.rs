@@ -1,0 +1,126 @@
+//! Volumes as targets see them: bytes at offsets, durable when acknowledged.
+//!
+//! [`Volume`] is everything a protocol may ask of storage. Implementations: `pod` (a volume of a
+//! pod, on the engine) and [`memory`] (plain RAM: the peer of benches and protocol tests).
+//!
+//! What every implementation promises (design.md, section 1): a completed write, zero or trim is
+//! durable and visible to every later read from any connection, so `flush` and FUA have nothing
+//! left to do; one request of at most [`Volume::atomic_write_bytes`] is atomic.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::env::LocalBoxFuture;
+use crate::error::Result;
+
+pub mod memory;
+
+/// A contiguous part of a read's answer. Parts are in order and cover the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// This many zero bytes, not stored anywhere.
+    Zero(usize),
+    /// Bytes shared with the cache: sent without copying.
+    Data(Bytes),
+}
+
+impl Piece {
+    /// Bytes in this piece.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Zero(length) => *length,
+            Self::Data(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether it covers nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// How a range becomes zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZeroMode {
+    /// Give the space back; reads as zero afterwards. (NBD TRIM, WRITE_ZEROES without NO_HOLE.)
+    Deallocate,
+    /// Reads as zero and is reported as allocated. (NBD WRITE_ZEROES with NO_HOLE.)
+    KeepAllocated,
+}
+
+/// A run of bytes of one kind, for block status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Length in bytes, never zero.
+    pub bytes: u64,
+    /// Nothing is stored: never written, or deallocated.
+    pub hole: bool,
+    /// Reads as zero. Every hole does.
+    pub zero: bool,
+}
+
+/// A volume.
+///
+/// Offsets and lengths are in bytes, of any alignment; the implementation does the
+/// read-modify-write of partial blocks. A request past [`Volume::size_bytes`] fails with
+/// `OutOfRange` and changes nothing. Requests of zero length succeed.
+///
+/// # Cancellation
+/// Dropping the future of a write that was polled at least once leaves it wholly done or wholly
+/// undone, and never releases its place in the order early. Other futures may be dropped freely.
+pub trait Volume: Send + Sync {
+    /// The name by which it is exported.
+    fn name(&self) -> String;
+    /// Current size in bytes; a multiple of 4096. It changes by resize.
+    fn size_bytes(&self) -> u64;
+    /// Whether writes are refused with `ReadOnly`.
+    fn read_only(&self) -> bool;
+    /// Largest write that is all-or-nothing.
+    fn atomic_write_bytes(&self) -> u32;
+    /// Set once the volume was deleted or the node stops: targets then end their sessions.
+    fn closed(&self) -> bool;
+
+    /// Answers a read from RAM alone, without waiting or allocating.
+    ///
+    /// Appends to `pieces` and returns true, or leaves `pieces` as it was and returns false if a
+    /// device would have to be asked: call [`Volume::read`] then.
+    fn try_read(&self, offset: u64, bytes: u32, pieces: &mut Vec<Piece>) -> Result<bool>;
+    /// Reads, asking devices if need be.
+    fn read(self: Arc<Self>, offset: u64, bytes: u32) -> LocalBoxFuture<Result<Vec<Piece>>>;
+    /// Writes `data`; durable and visible when it completes.
+    fn write(self: Arc<Self>, offset: u64, data: Bytes) -> LocalBoxFuture<Result<()>>;
+    /// Makes a range read as zero; durable and visible when it completes. Cost does not depend on
+    /// the length, so it may cover the whole volume.
+    fn zero(
+        self: Arc<Self>,
+        offset: u64,
+        bytes: u64,
+        mode: ZeroMode,
+    ) -> LocalBoxFuture<Result<()>>;
+    /// Completes when everything acknowledged before the call is durable.
+    fn flush(self: Arc<Self>) -> LocalBoxFuture<Result<()>>;
+    /// Brings a range into the RAM cache. A hint.
+    fn prefetch(self: Arc<Self>, offset: u64, bytes: u64) -> LocalBoxFuture<Result<()>>;
+    /// Says which parts of a range are holes, zeroes or data: at most `extents_max` (at least 1)
+    /// extents from `offset` on, neighbours of one kind merged, covering `bytes` or less.
+    fn block_status(
+        self: Arc<Self>,
+        offset: u64,
+        bytes: u64,
+        extents_max: usize,
+    ) -> LocalBoxFuture<Result<Vec<Extent>>>;
+}
+
+/// How a volume is passed around.
+pub type VolumeRef = Arc<dyn Volume>;
+
+/// Where a target looks volumes up by name.
+pub trait VolumeDirectory: Send + Sync {
+    /// The volume of that name, if any.
+    fn find(&self, name: &str) -> Option<VolumeRef>;
+    /// All volumes, ordered by name.
+    fn list(&self) -> Vec<VolumeRef>;
+}
