@@ -1,7 +1,7 @@
 //! CRC-64/NVME, the checksum of everything we store.
 //!
-//! Polynomial 0xAD93D23594C93659, reflected, initial value and final XOR all ones
-//! (NVM Command Set 1.1, 5.2.1.3.4). The check value of `"123456789"` is 0xAE8B14860A799888.
+//! Polynomial 0xAD93D23594C93659, reflected, initial value and final XOR all ones, as the NVM
+//! Command Set defines it and the CRC RevEng catalogue lists it. The check value of `"123456789"` is 0xAE8B14860A799888.
 //! A flipped bit, and any burst of up to 64 bits, is always noticed; other damage is missed once in
 //! 2^64. It is not a defence against an adversary.
 
