@@ -79,6 +79,9 @@ const DEVELOPER_PATHS: &[&str] = &[
     concat!("/tmp", "/w/"),
 ];
 
+/// The table of what we depend on, and why.
+const DEPENDENCIES_PAGE: &str = "docs/decisions/0001-dependencies.md";
+
 /// One file of the repository.
 struct Source {
     /// From the root, with slashes: `src/pool/read.rs`.
@@ -116,6 +119,42 @@ fn the_repository_is_tidy() {
     let complaints: Vec<String> =
         files.iter().flat_map(|file| RULES.iter().flat_map(|rule| rule(file))).collect();
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| {
+        fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("read {path}: {error}"))
+    };
+    let reasons = read(DEPENDENCIES_PAGE);
+    let complaints: Vec<String> = ["Cargo.toml", "api/Cargo.toml"]
+        .into_iter()
+        .flat_map(|manifest| dependencies_without_reason(manifest, &read(manifest), &reasons))
+        .collect();
+    assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+}
+
+/// Complaints about dependencies in the text of a manifest that no row of `reasons` names.
+fn dependencies_without_reason(manifest: &str, text: &str, reasons: &str) -> Vec<String> {
+    let mut complaints = Vec::new();
+    let mut in_dependencies = false;
+    for line in text.lines() {
+        if line.starts_with('[') {
+            in_dependencies = line.ends_with("dependencies]");
+            continue;
+        }
+        let name = line.split(['=', '.', ' ']).next().unwrap_or(line);
+        let ours = name.starts_with("weft") || name.starts_with('#') || name.is_empty();
+        let row = |row: &str| row.starts_with('|') && row.contains(&format!("`{name}`"));
+        if in_dependencies && !ours && !reasons.lines().any(row) {
+            complaints.push(format!(
+                "{manifest}: '{name}' has no reason; give it a row in {DEPENDENCIES_PAGE}, or do \
+                 without it"
+            ));
+        }
+    }
+    complaints
 }
 
 /// Adds every text file below `directory`, whose path from the root is `prefix`.
@@ -653,6 +692,14 @@ fn paths_of_one_machine_are_refused() {
         let good = format!("see docs{path}notes.md and ${{DIR}}{path}");
         assert_rule(developer_paths, "docs/a.md", &bad, "relative to the repository", &good);
     }
+}
+
+#[test]
+fn dependencies_without_reason_are_refused() {
+    let manifest =
+        "[package]\nname = \"x\"\n[dev-dependencies]\nbytes.workspace = true\nleft = \"1\"";
+    let complaints = dependencies_without_reason("Cargo.toml", manifest, "| `bytes` | buffers |");
+    assert!(complaints.len() == 1 && complaints[0].contains("'left'"), "{complaints:?}");
 }
 
 #[test]
