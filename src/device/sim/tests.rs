@@ -104,6 +104,8 @@ fn flush_covers_only_writes_completed_before_it() {
         let lab = lab(seed);
         lab.env.run(async {
             let write = lab.device.write(0, block(1), Durability::Volatile);
+            // The write is over long before the flush, but not before it starts.
+            lab.disk.inject(OneShot::Slow(Duration::from_millis(1)), ANYWHERE);
             let flush = lab.device.flush();
             let (write, flush) = futures_util::future::join(write, flush).await;
             write.and(flush).expect("both complete");
