@@ -15,6 +15,8 @@ use crate::env::LocalBoxFuture;
 use crate::error::Result;
 
 pub mod memory;
+pub mod pod;
+pub mod pod_volume;
 
 /// A contiguous part of a read's answer. Parts are in order and cover the request.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,425 @@
+//! A pod: devices, journal, segments, map and catalog, and the volumes on them.
+//!
+//! What the node and the management API see of one. Every size is in bytes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use parking_lot::RwLock;
+use uuid::Uuid;
+
+use super::VolumeDirectory;
+use super::VolumeRef;
+use super::pod_volume::PodVolume;
+use crate::device::DeviceRef;
+use crate::engine::Engine;
+use crate::engine::catalog::CatalogChange;
+use crate::engine::catalog::VolumeRecord;
+use crate::engine::open::EngineFormat;
+use crate::engine::open::EngineOptions;
+use crate::env::EnvRef;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::format::node::MAP_BLOCKS_MAX;
+use crate::pool::member::Health;
+use crate::pool::member::Member;
+use crate::units::BLOCK_BYTES_U64;
+use crate::units::LayerId;
+use crate::units::format_size;
+
+/// Largest volume: what the protocols and the map can address, with room to spare.
+pub const VOLUME_BYTES_MAX: u64 = MAP_BLOCKS_MAX * BLOCK_BYTES_U64;
+/// Longest volume name, in bytes.
+const NAME_BYTES_MAX: usize = 128;
+
+/// What is fixed when a pod is created.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormatOptions {
+    /// Strips of a segment that hold data: k.
+    pub data_strips: usize,
+    /// Strips of a segment that hold parity, which is how many devices may be lost: m.
+    pub parity_strips: usize,
+    /// Length of the journal's ring on each device.
+    pub journal_bytes: u64,
+}
+
+/// What is chosen at each open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// RAM for decoded chunks.
+    pub cache_bytes: u64,
+    /// RAM for nodes of the map.
+    pub map_cache_bytes: u64,
+    /// Open with fewer members than the pod needs to be sure that no other half is open.
+    pub force: bool,
+}
+
+/// A volume to create.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeSpec {
+    /// Its name, which is also its export's.
+    pub name: String,
+    /// Its size; a multiple of 4096.
+    pub size_bytes: u64,
+    /// What hosts are told is the smallest request: 512 or 4096.
+    pub logical_block_bytes: u32,
+    /// Whether hosts may only read.
+    pub read_only: bool,
+}
+
+/// A volume as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeInfo {
+    /// Number within the pod, never used twice.
+    pub id: u64,
+    /// Its name, which is also its export's.
+    pub name: String,
+    /// Identity for ever, whatever its name.
+    pub uuid: Uuid,
+    /// Its size; a multiple of 4096.
+    pub size_bytes: u64,
+    /// What hosts are told is the smallest request: 512 or 4096.
+    pub logical_block_bytes: u32,
+    /// Whether hosts may only read.
+    pub read_only: bool,
+    /// Live blocks times 4096: what is stored, before compression and parity.
+    pub allocated_bytes: u64,
+}
+
+/// A device as the pod sees it. Counters start at 0 with each open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceStatus {
+    /// Its place in the pod, from 0.
+    pub index: usize,
+    /// Identity, as its superblock says.
+    pub uuid: Uuid,
+    /// What the operator calls it: a path or an address.
+    pub name: String,
+    /// Its length.
+    pub size_bytes: u64,
+    /// `in service`, `failed`, `missing` or `hung`.
+    pub state: String,
+    /// Why it is not in service.
+    pub reason: Option<String>,
+    /// Reads completed.
+    pub reads: u64,
+    /// Writes completed.
+    pub writes: u64,
+    /// Reads failed.
+    pub read_errors: u64,
+    /// Writes failed.
+    pub write_errors: u64,
+    /// Reads whose bytes were not what had been written.
+    pub checksum_errors: u64,
+    /// Damaged places rebuilt and written back.
+    pub healed: u64,
+}
+
+/// A pod as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodStatus {
+    /// Identity.
+    pub uuid: Uuid,
+    /// Opens so far; the writer holds the newest.
+    pub epoch: u64,
+    /// k: see [`FormatOptions`].
+    pub data_strips: usize,
+    /// m: see [`FormatOptions`].
+    pub parity_strips: usize,
+    /// `healthy`, `degraded` or `read-only`.
+    pub health: String,
+    /// Devices that may still fail, all at once, without loss.
+    pub can_lose: usize,
+    /// What volumes may store, after parity, before compression.
+    pub capacity_bytes: u64,
+    /// Of it, in use or promised.
+    pub used_bytes: u64,
+    /// Live data as hosts wrote it.
+    pub logical_bytes: u64,
+    /// The same after compression.
+    pub physical_bytes: u64,
+    /// Length of the journal's ring.
+    pub journal_bytes: u64,
+    /// Of it, not yet behind a checkpoint.
+    pub journal_used_bytes: u64,
+    /// Acknowledged and not yet in a segment.
+    pub buffered_bytes: u64,
+    /// RAM that holds decoded chunks now.
+    pub cache_bytes: u64,
+    /// Reads answered from it, since the open.
+    pub cache_hits: u64,
+    /// Reads that had to ask a device, since the open.
+    pub cache_misses: u64,
+    /// Checkpoints completed since the open.
+    pub checkpoints: u64,
+    /// Every device, in order of index.
+    pub devices: Vec<DeviceStatus>,
+}
+
+/// An open pod.
+pub struct Pod {
+    engine: Arc<Engine>,
+    /// By name.
+    volumes: RwLock<BTreeMap<String, Arc<PodVolume>>>,
+    /// One change of the catalog at a time, so that a name checked stays free.
+    changes: tokio::sync::Mutex<()>,
+}
+
+impl Pod {
+    /// Writes a new, empty pod to `devices`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for impossible geometries or small devices, `Exists` if a device belongs
+    /// to a pod already.
+    pub async fn format(
+        env: &EnvRef,
+        devices: &[DeviceRef],
+        options: &FormatOptions,
+    ) -> Result<Uuid> {
+        let format = EngineFormat {
+            data_strips: options.data_strips,
+            parity_strips: options.parity_strips,
+            journal_bytes: options.journal_bytes,
+        };
+        Engine::format(env, devices, format).await
+    }
+
+    /// Opens a pod on those of its devices that are there; `None` stands for one that is not.
+    /// Recovers whatever the last run left, and runs background work on the calling thread.
+    ///
+    /// # Errors
+    /// See [`Engine::open`].
+    pub async fn open(
+        env: EnvRef,
+        devices: Vec<Option<DeviceRef>>,
+        options: OpenOptions,
+    ) -> Result<Arc<Self>> {
+        let options = EngineOptions {
+            cache_bytes: options.cache_bytes,
+            map_cache_bytes: options.map_cache_bytes,
+            force: options.force,
+        };
+        let engine = Engine::open(env, devices.into_iter().flatten().collect(), options).await?;
+        let records: Vec<VolumeRecord> =
+            engine.with_catalog(|catalog| catalog.volumes.values().cloned().collect());
+        let pod = Self {
+            engine,
+            volumes: RwLock::new(BTreeMap::new()),
+            changes: tokio::sync::Mutex::new(()),
+        };
+        for record in records {
+            pod.add(&record)?;
+        }
+        Ok(Arc::new(pod))
+    }
+
+    fn add(&self, record: &VolumeRecord) -> Result<()> {
+        let layer = self.engine.layer(LayerId(record.head)).ok_or_else(|| {
+            Error::new(ErrorKind::Corrupt, "open volume")
+                .context(format_args!("{}: its layer is missing", record.name))
+        })?;
+        let volume = PodVolume::new(Arc::clone(&self.engine), layer, record);
+        self.volumes.write().insert(record.name.clone(), Arc::new(volume));
+        Ok(())
+    }
+
+    /// Creates a volume; durable when it returns.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a bad name or size, `Exists` if the name is taken.
+    pub async fn create_volume(&self, spec: VolumeSpec) -> Result<VolumeInfo> {
+        check_name(&spec.name)?;
+        check_size(spec.size_bytes)?;
+        if !matches!(spec.logical_block_bytes, 512 | 4096) {
+            return Err(Error::new(ErrorKind::InvalidRequest, "create volume")
+                .context("the logical block size is 512 or 4096 bytes"));
+        }
+        let _one_at_a_time = self.changes.lock().await;
+        let first_id = self.engine.with_catalog(|catalog| {
+            catalog.volume_named(&spec.name).is_none().then_some(catalog.next_id)
+        });
+        let Some(id) = first_id else {
+            return Err(Error::new(ErrorKind::Exists, "create volume").context(&spec.name));
+        };
+        let env = &self.engine.env;
+        let record = VolumeRecord {
+            id,
+            name: spec.name,
+            uuid: Uuid::from_u64_pair(env.random_u64(), env.random_u64()),
+            size_bytes: spec.size_bytes,
+            logical_block_bytes: spec.logical_block_bytes,
+            read_only: spec.read_only,
+            branch: id + 1,
+            head: id + 2,
+        };
+        self.engine.change_catalog(&CatalogChange::CreateVolume(record.clone())).await?;
+        self.add(&record)?;
+        self.info(&record.name)
+    }
+
+    /// Changes a volume's size; durable when it returns, and seen by hosts that ask.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a smaller or impossible size, `NotFound`.
+    pub async fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<VolumeInfo> {
+        check_size(size_bytes)?;
+        let _one_at_a_time = self.changes.lock().await;
+        let volume = self.find_volume(name, "resize volume")?;
+        if size_bytes < volume.info().size_bytes {
+            return Err(Error::new(ErrorKind::InvalidRequest, "resize volume")
+                .context("volumes cannot shrink: create a smaller one and copy what is needed"));
+        }
+        let change = CatalogChange::ResizeVolume { id: volume.id(), size_bytes };
+        self.engine.change_catalog(&change).await?;
+        volume.set_size(size_bytes);
+        self.info(name)
+    }
+
+    /// Deletes a volume and all its data; durable when it returns. Its space comes back in the
+    /// background.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn delete_volume(&self, name: &str) -> Result<()> {
+        let _one_at_a_time = self.changes.lock().await;
+        let volume = self.find_volume(name, "delete volume")?;
+        volume.close();
+        self.engine.change_catalog(&CatalogChange::DeleteVolume { id: volume.id() }).await?;
+        self.volumes.write().remove(name);
+        Ok(())
+    }
+
+    fn find_volume(&self, name: &str, op: &'static str) -> Result<Arc<PodVolume>> {
+        let volume = self.volumes.read().get(name).cloned();
+        volume.ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, op).context(format_args!("no volume '{name}'"))
+        })
+    }
+
+    fn info(&self, name: &str) -> Result<VolumeInfo> {
+        self.find_volume(name, "show volume").map(|volume| volume.info())
+    }
+
+    /// All volumes, ordered by name.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<VolumeInfo> {
+        self.volumes.read().values().map(|volume| volume.info()).collect()
+    }
+
+    /// The pod as it is now.
+    #[must_use]
+    pub fn status(&self) -> PodStatus {
+        let engine = self.engine.status();
+        let pool = &self.engine.pool;
+        let geometry = &pool.geometry;
+        let in_service = pool.in_service_count();
+        let health = match (engine.read_only, in_service == geometry.devices) {
+            (true, _) => "read-only",
+            (false, false) => "degraded",
+            (false, true) => "healthy",
+        };
+        PodStatus {
+            uuid: Uuid::from_bytes(geometry.pod.0),
+            epoch: self.engine.epoch,
+            data_strips: geometry.data_strips,
+            parity_strips: geometry.parity_strips,
+            health: health.to_owned(),
+            can_lose: pool.can_lose(),
+            capacity_bytes: engine.limit_bytes,
+            used_bytes: engine.live_bytes + self.engine.space.promised_bytes(),
+            logical_bytes: engine.logical_bytes,
+            physical_bytes: engine.live_bytes,
+            journal_bytes: geometry.journal_bytes,
+            journal_used_bytes: engine.journal_used_bytes,
+            buffered_bytes: engine.buffered_bytes,
+            cache_bytes: self.engine.cache.used_bytes(),
+            cache_hits: self.engine.cache.hits(),
+            cache_misses: self.engine.cache.misses(),
+            checkpoints: engine.checkpoints,
+            devices: pool.members.iter().map(|member| device_status(member)).collect(),
+        }
+    }
+
+    /// Takes a device out of service, as when its file was deleted.
+    pub fn fail_device(&self, index: usize, reason: &str) {
+        if let Some(member) = self.engine.pool.members.get(index) {
+            member.fail(reason);
+        }
+    }
+
+    /// Ends all sessions' access, drains what was accepted and writes a last checkpoint.
+    ///
+    /// # Errors
+    /// See [`Engine::close`]; nothing acknowledged is lost either way.
+    pub async fn close(&self) -> Result<()> {
+        self.volumes.read().values().for_each(|volume| volume.close());
+        self.engine.close().await
+    }
+}
+
+impl VolumeDirectory for Pod {
+    fn find(&self, name: &str) -> Option<VolumeRef> {
+        self.volumes.read().get(name).map(|volume| Arc::clone(volume) as VolumeRef)
+    }
+
+    fn list(&self) -> Vec<VolumeRef> {
+        self.volumes.read().values().map(|volume| Arc::clone(volume) as VolumeRef).collect()
+    }
+}
+
+fn device_status(member: &Member) -> DeviceStatus {
+    let (state, reason) = match member.health() {
+        Health::InService => ("in service", None),
+        Health::Missing => ("missing", None),
+        Health::Failed(reason) => ("failed", Some(reason)),
+        Health::Hung(reason) => ("hung", Some(reason)),
+    };
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    DeviceStatus {
+        index: member.index,
+        uuid: Uuid::from_bytes(member.uuid),
+        name: member.name(),
+        size_bytes: member.device_bytes().unwrap_or(0),
+        state: state.to_owned(),
+        reason,
+        reads: count(&member.counters.reads),
+        writes: count(&member.counters.writes),
+        read_errors: count(&member.counters.read_errors),
+        write_errors: count(&member.counters.write_errors),
+        checksum_errors: count(&member.counters.checksum_errors),
+        healed: count(&member.counters.healed),
+    }
+}
+
+/// Names travel through URIs, shells and file names: nothing that any of them would change.
+fn check_name(name: &str) -> Result<()> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let good = !name.is_empty()
+        && name.len() <= NAME_BYTES_MAX
+        && name.bytes().all(plain)
+        && !name.starts_with(['-', '.']);
+    if good {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidRequest, "create volume").context(format_args!(
+        "'{}' is not a volume name: 1 to {NAME_BYTES_MAX} of A-Z a-z 0-9 . _ -, not beginning \
+         with '-' or '.'",
+        name.escape_default()
+    )))
+}
+
+fn check_size(size_bytes: u64) -> Result<()> {
+    let good = size_bytes > 0
+        && size_bytes.is_multiple_of(BLOCK_BYTES_U64)
+        && size_bytes <= VOLUME_BYTES_MAX;
+    if good {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidRequest, "choose the volume size").context(format_args!(
+        "{size_bytes} bytes: a multiple of 4096 up to {} is needed",
+        format_size(VOLUME_BYTES_MAX)
+    )))
+}
