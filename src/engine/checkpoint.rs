@@ -115,13 +115,9 @@ impl Mapper {
     /// Writes a layer's dirty nodes from the leaves up; parents learn where their children went.
     async fn write_nodes(&mut self, layer: &Arc<Layer>) -> Result<()> {
         for level in 0..MAP_LEVELS {
-            let dirty = layer.state.lock().map.take_dirty(level);
+            let dirty = layer.state.lock().map.dirty_nodes(level);
             for nodes in dirty.chunks(NODES_PER_TURN) {
-                if let Err(error) = self.write_nodes_of_level(layer, nodes).await {
-                    let keys = dirty.iter().map(|(key, _)| *key);
-                    layer.state.lock().map.restore_dirty(keys);
-                    return Err(error);
-                }
+                self.write_nodes_of_level(layer, nodes).await?;
             }
         }
         Ok(())

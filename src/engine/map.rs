@@ -8,6 +8,7 @@
 //!   a checkpoint, when a child moved.
 //! * `fresh` holds the leaves that no parent points at yet.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
@@ -23,8 +24,9 @@ use crate::units::Lba;
 /// A node in memory.
 struct Node {
     entries: NodeEntries,
-    /// Looked at since the last eviction pass.
-    used: bool,
+    /// Looked at since the last eviction pass. Set on every step of a walk: a walk that waits for
+    /// a lower node must not lose the higher ones meanwhile, or it would never end.
+    used: Cell<bool>,
 }
 
 /// A node that must be read before the question can be answered.
@@ -76,10 +78,10 @@ impl Map {
     /// # Errors
     /// A node to load first.
     #[inline]
-    pub fn get(&mut self, lba: Lba) -> Result<Location, Load> {
+    pub fn get(&self, lba: Lba) -> Result<Location, Load> {
         let key = NodeKey::covering(lba, 0);
-        if let Some(leaf) = self.levels[0].get_mut(&key.index) {
-            leaf.used = true;
+        if let Some(leaf) = self.levels[0].get(&key.index) {
+            leaf.used.set(true);
             return Ok(leaf.entries[slot_of(lba)]);
         }
         match self.find(key) {
@@ -95,6 +97,7 @@ impl Map {
         while child.level < ROOT.level {
             let (parent, slot) = child.parent();
             if let Some(node) = self.levels[usize::from(parent.level)].get(&parent.index) {
+                node.used.set(true);
                 let location = node.entries[slot];
                 return location.is_stored().then_some(Load { key: child, location });
             }
@@ -107,7 +110,7 @@ impl Map {
     pub fn loaded(&mut self, load: Load, entries: NodeEntries) {
         let level = usize::from(load.key.level);
         if !self.levels[level].contains_key(&load.key.index) && self.find(load.key) == Some(load) {
-            self.levels[level].insert(load.key.index, Node { entries, used: true });
+            self.levels[level].insert(load.key.index, Node { entries, used: Cell::new(true) });
         }
     }
 
@@ -119,7 +122,7 @@ impl Map {
         let key = NodeKey::covering(lba, 0);
         self.ensure(key)?;
         let leaf = self.levels[0].get_mut(&key.index).expect("ensured above");
-        leaf.used = true;
+        leaf.used.set(true);
         let old = std::mem::replace(&mut leaf.entries[slot_of(lba)], location);
         if old != location {
             self.dirty.insert(key);
@@ -138,10 +141,12 @@ impl Map {
         if let Some(load) = self.find(key) {
             return Err(load);
         }
-        let node = Node { entries: empty_node(), used: true };
+        let node = Node { entries: empty_node(), used: Cell::new(true) };
         self.levels[usize::from(key.level)].insert(key.index, node);
         if key.level == 0 {
+            // Dirty at once, so that the next checkpoint writes or forgets it.
             self.fresh.insert(key.index);
+            self.dirty.insert(key);
         }
         Ok(())
     }
@@ -171,16 +176,22 @@ impl Map {
         }
     }
 
-    /// Says that `key` is now stored at `location`; returns where it was stored before.
+    /// Says that `key` is now stored at `location` as it is in memory, so it is clean; returns
+    /// where it was stored before.
     ///
     /// # Errors
     /// A node to load first; nothing was changed.
     pub fn set_stored_at(&mut self, key: NodeKey, location: Location) -> Result<Location, Load> {
         if key == ROOT {
+            self.dirty.remove(&key);
             return Ok(std::mem::replace(&mut self.root, location));
         }
         let (parent, slot) = key.parent();
         self.ensure(parent)?;
+        self.dirty.remove(&key);
+        if key.level == 0 {
+            self.fresh.remove(&key.index);
+        }
         let node = self.levels[usize::from(parent.level)].get_mut(&parent.index);
         let entry = &mut node.expect("ensured above").entries[slot];
         let old = std::mem::replace(entry, location);
@@ -190,27 +201,14 @@ impl Map {
         Ok(old)
     }
 
-    /// Dirty nodes of `level`, with their entries; they are clean afterwards.
-    pub fn take_dirty(&mut self, level: u8) -> Vec<(NodeKey, NodeEntries)> {
-        let keys: Vec<NodeKey> =
-            self.dirty.iter().filter(|key| key.level == level).copied().collect();
-        keys.into_iter()
-            .map(|key| {
-                self.dirty.remove(&key);
-                self.fresh.remove(&key.index);
-                (key, self.levels[usize::from(level)][&key.index].entries.clone())
-            })
+    /// Dirty nodes of `level`, with their entries. They stay dirty, and so in memory, until
+    /// [`Map::set_stored_at`] says where they went.
+    pub fn dirty_nodes(&self, level: u8) -> Vec<(NodeKey, NodeEntries)> {
+        self.dirty
+            .iter()
+            .filter(|key| key.level == level)
+            .map(|key| (*key, self.levels[usize::from(level)][&key.index].entries.clone()))
             .collect()
-    }
-
-    /// Puts nodes back that a failed checkpoint took.
-    pub fn restore_dirty(&mut self, keys: impl Iterator<Item = NodeKey>) {
-        for key in keys {
-            if key.level == 0 && self.stored_at(key) == Ok(Location::HOLE) {
-                self.fresh.insert(key.index);
-            }
-            self.dirty.insert(key);
-        }
     }
 
     /// Number of dirty nodes.
@@ -235,7 +233,7 @@ impl Map {
             nodes.retain(|index, node| {
                 let pinned = dirty.contains(&NodeKey { level, index: *index })
                     || (level == 0 && fresh.contains(index));
-                let keep = pinned || std::mem::take(&mut node.used);
+                let keep = pinned || node.used.take();
                 dropped += usize::from(!keep);
                 keep
             });
@@ -268,6 +266,7 @@ impl Map {
         let Some(node) = self.levels[usize::from(key.level)].get(&key.index) else {
             return self.find(key).map_or(Ok(None), Err);
         };
+        node.used.set(true);
         let leaves_per_entry = 1_u64 << (9 * u32::from(key.level - 1));
         let first_leaf = key.index * NODE_ENTRIES as u64 * leaves_per_entry;
         let start = from.saturating_sub(first_leaf) / leaves_per_entry;
@@ -319,7 +318,9 @@ mod tests {
 
         fn checkpoint(&mut self, map: &mut Map) {
             for level in 0..MAP_LEVELS {
-                for (key, entries) in map.take_dirty(level) {
+                for (key, entries) in map.dirty_nodes(level) {
+                    map.evict();
+                    map.evict();
                     let empty = entries.iter().all(|entry| *entry == Location::HOLE);
                     self.next += 128;
                     let location = if empty { Location::HOLE } else { Location(self.next) };

@@ -1,0 +1,236 @@
+//! What hosts wrote, and what a read may therefore return.
+//!
+//! The model knows, for every 512-byte sector, which writes covered it and when each was issued
+//! and acknowledged. A value may be read unless a write that was issued after that value's
+//! acknowledgement has itself been acknowledged before the read began. A value once read counts as
+//! acknowledged: a crash must not take it back.
+
+use std::collections::BTreeMap;
+
+/// Bytes per sector of the model.
+pub const SECTOR: usize = 512;
+/// Not acknowledged.
+const NEVER: u64 = u64::MAX;
+
+/// A write, trim or write-zeroes. Zeroing operations all have the same content.
+#[derive(Clone, Copy, Debug)]
+struct Write {
+    issued: u64,
+    acked: u64,
+    zero: bool,
+    first: u64,
+    sectors: u64,
+    atomic: bool,
+}
+
+/// The history of one volume.
+pub struct Model {
+    clock: u64,
+    writes: BTreeMap<u64, Write>,
+    next_id: u64,
+    /// Writes that may still be read, by sector; 0 is "never written".
+    sectors: Vec<Vec<u64>>,
+}
+
+/// The content that write `id` gives `sector`: half noise, half the same, so that it compresses,
+/// but not to nothing; some writes are pure noise.
+pub fn content(id: u64, sector: u64, out: &mut [u8]) {
+    assert_eq!(out.len(), SECTOR);
+    let mut state =
+        id.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ sector.wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let noise = if id % 4 == 0 { SECTOR } else { SECTOR / 4 };
+    for (at, byte) in out.iter_mut().enumerate() {
+        if at < noise {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            *byte = (state >> 56) as u8;
+        } else {
+            *byte = (id % 251) as u8;
+        }
+    }
+    out[..8].copy_from_slice(&id.to_le_bytes());
+    out[8..16].copy_from_slice(&sector.to_le_bytes());
+}
+
+impl Model {
+    pub fn new(sectors: u64) -> Self {
+        let never_written =
+            Write { issued: 0, acked: 0, zero: true, first: 0, sectors, atomic: false };
+        Self {
+            clock: 1,
+            writes: BTreeMap::from([(0, never_written)]),
+            next_id: 1,
+            sectors: (0..sectors).map(|_| vec![0]).collect(),
+        }
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// A write is about to be sent. Returns its id.
+    pub fn issue(&mut self, first: u64, sectors: u64, zero: bool, atomic: bool) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        let issued = self.tick();
+        self.writes.insert(id, Write { issued, acked: NEVER, zero, first, sectors, atomic });
+        for sector in first..first + sectors {
+            self.sectors[sector as usize].push(id);
+        }
+        id
+    }
+
+    /// The bytes of a write.
+    pub fn bytes(&self, id: u64) -> Vec<u8> {
+        let write = self.writes[&id];
+        let mut bytes = vec![0; write.sectors as usize * SECTOR];
+        for (at, chunk) in bytes.chunks_mut(SECTOR).enumerate() {
+            content(id, write.first + at as u64, chunk);
+        }
+        bytes
+    }
+
+    /// A write was acknowledged: what was acknowledged before it was issued is gone.
+    pub fn ack(&mut self, id: u64) {
+        let now = self.tick();
+        let write = self.writes.get_mut(&id).expect("issued");
+        write.acked = write.acked.min(now);
+        let write = *write;
+        for sector in write.first..write.first + write.sectors {
+            let writes = &self.writes;
+            self.sectors[sector as usize]
+                .retain(|other| *other == id || writes[other].acked >= write.issued);
+        }
+    }
+
+    /// A write was refused: it may be there in part, unless it was atomic, or not at all.
+    pub fn refused(&mut self, _id: u64) {}
+
+    /// A read begins; the token is for [`Model::check`].
+    pub fn begin_read(&mut self) -> u64 {
+        self.tick()
+    }
+
+    /// Checks what a read returned. `candidates` were allowed when it began or came in since.
+    pub fn check(&mut self, begun: u64, first: u64, bytes: &[u8]) -> Result<(), String> {
+        let mut seen: Vec<(u64, u64)> = Vec::new();
+        for (at, data) in bytes.chunks(SECTOR).enumerate() {
+            let sector = first + at as u64;
+            seen.push((sector, self.value_of(begun, sector, data)?));
+        }
+        if bytes.len() <= 64 << 10 {
+            self.check_atomic(&seen)?;
+        }
+        let now = self.tick();
+        for (_, id) in &seen {
+            let write = self.writes.get_mut(id).expect("known");
+            // Of a larger write other parts may still be under way.
+            if write.atomic {
+                write.acked = write.acked.min(now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Which write `data` is from, if that may be read.
+    fn value_of(&self, begun: u64, sector: u64, data: &[u8]) -> Result<u64, String> {
+        let id = if data.iter().all(|byte| *byte == 0) {
+            None
+        } else {
+            Some(u64::from_le_bytes(data[..8].try_into().expect("eight bytes")))
+        };
+        let allowed = self.allowed(begun, sector);
+        let found = allowed.iter().copied().find(|candidate| match id {
+            None => self.writes[candidate].zero,
+            Some(id) => *candidate == id && !self.writes[candidate].zero,
+        });
+        let Some(found) = found else {
+            return Err(format!(
+                "sector {sector}: read {}, allowed are {allowed:?}",
+                id.map_or("zeroes".into(), |id| format!("write {id}")),
+            ));
+        };
+        if id.is_some() {
+            let mut expected = [0; SECTOR];
+            content(found, sector, &mut expected);
+            if data != expected {
+                return Err(format!("sector {sector}: write {found} is there, but damaged"));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Writes a read of `sector` that began at `begun` may return: everything still possible now,
+    /// and what an acknowledgement during the read made impossible.
+    fn allowed(&self, begun: u64, sector: u64) -> Vec<u64> {
+        let covering =
+            |write: &Write| write.first <= sector && sector < write.first + write.sectors;
+        let superseded = |write: &Write| {
+            self.sectors[sector as usize].iter().any(|other| {
+                let other = &self.writes[other];
+                other.acked < begun && other.issued > write.acked
+            })
+        };
+        let recent = self.writes.iter().rev().take_while(|(id, _)| **id + 4096 > self.next_id);
+        let mut allowed: Vec<u64> = recent
+            .filter(|(_, write)| covering(write) && !superseded(write))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in &self.sectors[sector as usize] {
+            if !allowed.contains(id) && !superseded(&self.writes[id]) {
+                allowed.push(*id);
+            }
+        }
+        allowed
+    }
+
+    /// If an atomic write is seen on one sector, none of its other sectors may show a value that
+    /// is certainly older.
+    fn check_atomic(&self, seen: &[(u64, u64)]) -> Result<(), String> {
+        for (_, id) in seen {
+            let write = self.writes[id];
+            if !write.atomic || write.zero {
+                continue;
+            }
+            for (sector, other) in seen {
+                let inside = write.first <= *sector && *sector < write.first + write.sectors;
+                if inside && other != id && self.writes[other].acked < write.issued && *other != *id
+                {
+                    let newer_zero = self.sectors[*sector as usize].iter().any(|candidate| {
+                        let candidate = &self.writes[candidate];
+                        candidate.zero && candidate.acked >= write.issued
+                    });
+                    if !(self.writes[other].zero && newer_zero) {
+                        return Err(format!("write {id} is visible by halves at sector {sector}"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// After a restart: what is there now is what is there for good.
+    pub fn settle(&mut self, first: u64, bytes: &[u8]) -> Result<(), String> {
+        let begun = self.begin_read();
+        self.check(begun, first, bytes)?;
+        for (at, data) in bytes.chunks(SECTOR).enumerate() {
+            let sector = first + at as u64;
+            let id = self.value_of(begun, sector, data)?;
+            self.sectors[sector as usize] = vec![id];
+        }
+        Ok(())
+    }
+
+    /// Ends the life of all writes that were under way: they are there, or never will be.
+    pub fn end_of_life(&mut self) {
+        let now = self.tick();
+        let kept: std::collections::BTreeSet<u64> =
+            self.sectors.iter().flatten().copied().collect();
+        self.writes.retain(|id, _| *id == 0 || kept.contains(id));
+        for write in self.writes.values_mut() {
+            write.acked = write.acked.min(now);
+        }
+    }
+}
