@@ -446,3 +446,368 @@ pub fn transmission_flags(volume: &dyn Volume, dialect: Dialect) -> u16 {
     };
     always | writable | by_dialect
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::target::nbd::wire::put_u16;
+    use crate::target::nbd::wire::put_u32;
+    use crate::volume::memory::MemoryDirectory;
+    use crate::volume::memory::MemoryVolume;
+
+    const UNSUPPORTED: u32 = 0x8000_0001;
+    const POLICY: u32 = 0x8000_0002;
+    const INVALID: u32 = 0x8000_0003;
+    const TLS_REQUIRED: u32 = 0x8000_0005;
+    const UNKNOWN: u32 = 0x8000_0006;
+    const SHUTDOWN: u32 = 0x8000_0007;
+    const TOO_BIG: u32 = 0x8000_0009;
+    const EXTENDED_REQUIRED: u32 = 0x8000_000a;
+    const ACK: u32 = 1;
+
+    /// A handshake and what its client sees.
+    struct Client {
+        handshake: Handshake,
+        out: Vec<u8>,
+        gone: Arc<MemoryVolume>,
+    }
+
+    impl Client {
+        fn new(tls: TlsMode) -> Self {
+            Self::with_flags(tls, 3)
+        }
+
+        fn with_flags(tls: TlsMode, flags: u32) -> Self {
+            let gone = Arc::new(MemoryVolume::new("gone", 4096));
+            gone.close();
+            let directory = MemoryDirectory::new([
+                Arc::new(MemoryVolume::new("a", 1 << 20)) as _,
+                Arc::new(MemoryVolume::new("b", 1 << 30).read_only()) as _,
+                Arc::clone(&gone) as _,
+            ]);
+            let mut out = Vec::new();
+            let mut handshake = Handshake::new(Arc::new(directory), tls, true, &mut out);
+            assert_eq!(out, b"NBDMAGICIHAVEOPT\0\x03");
+            out.clear();
+            let step = handshake.advance(&mut flags.to_be_bytes().as_slice(), &mut out);
+            assert!(tls == TlsMode::Required && flags == 0 || matches!(step, Step::Answered));
+            Self { handshake, out, gone }
+        }
+
+        fn send(&mut self, option: u32, data: &[u8]) -> Step {
+            self.out.clear();
+            let bytes = message(option, data);
+            let mut input = bytes.as_slice();
+            let step = self.handshake.advance(&mut input, &mut self.out);
+            if !matches!(step, Step::Drop(_)) {
+                assert!(input.is_empty(), "options are taken whole");
+            }
+            step
+        }
+
+        /// Sends an option and returns the types of its replies.
+        fn replies(&mut self, option: u32, data: &[u8]) -> Vec<u32> {
+            let _ = self.send(option, data);
+            let mut kinds = Vec::new();
+            let mut rest = self.out.as_slice();
+            while let Some((header, after)) = rest.split_first_chunk::<20>() {
+                assert_eq!(header[..8], 0x0003_e889_0455_65a9_u64.to_be_bytes());
+                assert_eq!(header[8..12], option.to_be_bytes());
+                kinds.push(u32::from_be_bytes(header[12..16].try_into().unwrap()));
+                let length = u32::from_be_bytes(header[16..].try_into().unwrap());
+                assert!(length < 500, "nbd-client's buffer is small");
+                rest = &after[bytes_usize(length.into())..];
+            }
+            assert!(rest.is_empty());
+            kinds
+        }
+    }
+
+    fn message(option: u32, data: &[u8]) -> Vec<u8> {
+        let mut bytes = b"IHAVEOPT".to_vec();
+        put_u32(&mut bytes, option);
+        put_u32(&mut bytes, u32::try_from(data.len()).unwrap());
+        bytes.extend_from_slice(data);
+        bytes
+    }
+
+    fn text(text: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_u32(&mut bytes, u32::try_from(text.len()).unwrap());
+        bytes.extend_from_slice(text.as_bytes());
+        bytes
+    }
+
+    fn info(name: &str, types: &[u16]) -> Vec<u8> {
+        let mut bytes = text(name);
+        put_u16(&mut bytes, u16::try_from(types.len()).unwrap());
+        for kind in types {
+            put_u16(&mut bytes, *kind);
+        }
+        bytes
+    }
+
+    fn contexts(name: &str, queries: &[&str]) -> Vec<u8> {
+        let mut bytes = text(name);
+        put_u32(&mut bytes, u32::try_from(queries.len()).unwrap());
+        for query in queries {
+            bytes.extend_from_slice(&text(query));
+        }
+        bytes
+    }
+
+    fn agreed(step: Step) -> Negotiated {
+        match step {
+            Step::Transmission(negotiated) => negotiated,
+            _ => panic!("no export was agreed"),
+        }
+    }
+
+    // spec: nbd-client-flags
+    #[test]
+    fn unknown_client_flags_drop() {
+        let directory = Arc::new(MemoryDirectory::default());
+        let mut out = Vec::new();
+        let mut handshake = Handshake::new(directory, TlsMode::Off, true, &mut out);
+        let step = handshake.advance(&mut [0, 0, 0, 7].as_slice(), &mut out);
+        assert!(matches!(step, Step::Drop(_)));
+    }
+
+    // spec: nbd-old-client
+    #[test]
+    fn clients_without_fixed_newstyle_may_only_name_an_export() {
+        let mut client = Client::with_flags(TlsMode::Off, 0);
+        let step = client.send(1, b"a");
+        assert_eq!(client.out.len(), 8 + 2 + 124, "padding, because NO_ZEROES was not set");
+        assert_eq!(agreed(step).volume.name(), "a");
+        assert!(matches!(Client::with_flags(TlsMode::Off, 0).send(7, &[]), Step::Drop(_)));
+        let mut required = Client::with_flags(TlsMode::Required, 0);
+        assert!(matches!(required.send(1, b"a"), Step::Drop(_)));
+    }
+
+    // spec: nbd-option-magic
+    #[test]
+    fn wrong_option_magic_drops() {
+        let mut client = Client::new(TlsMode::Off);
+        let mut bytes = message(7, &[]);
+        bytes[7] ^= 1;
+        let step = client.handshake.advance(&mut bytes.as_slice(), &mut client.out);
+        assert!(matches!(step, Step::Drop(_)));
+    }
+
+    // spec: nbd-option-unknown
+    #[test]
+    fn unknown_options_are_consumed_and_refused() {
+        let mut client = Client::new(TlsMode::Off);
+        for option in [0, 4, 12, 9999, u32::MAX] {
+            assert_eq!(client.replies(option, b"whatever"), [UNSUPPORTED]);
+        }
+        assert_eq!(client.replies(7, &info("a", &[])), [3, 3, ACK]);
+    }
+
+    // spec: nbd-option-too-big
+    #[test]
+    fn large_option_data_is_thrown_away_and_absurd_data_drops() {
+        let mut client = Client::new(TlsMode::Off);
+        let bytes = message(10, &vec![0; 100_000]);
+        let mut input = bytes.as_slice();
+        assert!(matches!(client.handshake.advance(&mut input, &mut client.out), Step::Answered));
+        let (mut first, mut second) = input.split_at(70_000);
+        let step = client.handshake.advance(&mut first, &mut client.out);
+        assert!(matches!(step, Step::NeedBytes) && first.is_empty() && client.out.is_empty());
+        let step = client.handshake.advance(&mut second, &mut client.out);
+        assert!(matches!(step, Step::Answered) && second.is_empty());
+        assert_eq!(client.out[12..16], TOO_BIG.to_be_bytes());
+        assert_eq!(client.replies(8, &[]), [ACK]);
+
+        let mut absurd = message(10, &[]);
+        absurd[12..16].copy_from_slice(&(OPTION_DATA_DISCARD_MAX + 1).to_be_bytes());
+        let step = client.handshake.advance(&mut absurd.as_slice(), &mut client.out);
+        assert!(matches!(step, Step::Drop(_)));
+    }
+
+    // spec: nbd-option-no-data
+    #[test]
+    fn options_without_data_refuse_data() {
+        let mut client = Client::new(TlsMode::Optional);
+        for option in [3, 5, 8, 11] {
+            assert_eq!(client.replies(option, b"x"), [INVALID], "{option}");
+        }
+        assert!(matches!(client.send(2, b"any"), Step::Close));
+        assert_eq!(client.out.len(), 20, "ABORT is acknowledged");
+    }
+
+    // spec: nbd-export-name
+    #[test]
+    fn export_name_answers_or_drops() {
+        let mut client = Client::new(TlsMode::Off);
+        let negotiated = agreed(client.send(1, b""));
+        assert_eq!(negotiated.volume.name(), "a", "the default export is the first");
+        assert_eq!(client.out, [&(1_u64 << 20).to_be_bytes()[..], &[0x0d, 0x6d]].concat());
+        for name in [&b"nope"[..], b"gone", &[0xff], &[b'a'; 5000]] {
+            assert!(matches!(Client::new(TlsMode::Off).send(1, name), Step::Drop(_)));
+        }
+        assert_eq!(client.replies(11, &[]), [ACK]);
+        assert!(matches!(client.send(1, b"a"), Step::Drop(_)), "not after EXTENDED_HEADERS");
+    }
+
+    // spec: nbd-go
+    #[test]
+    fn go_and_info_give_the_same_information() {
+        let mut client = Client::new(TlsMode::Off);
+        assert_eq!(client.replies(6, &info("b", &[1, 2, 3, 77])), [3, 3, 3, 3, ACK]);
+        let answer = client.out.clone();
+        let negotiated = agreed(client.send(7, &info("b", &[1, 2, 3, 77])));
+        let without_number = |bytes: &[u8]| bytes[20..].to_vec();
+        assert_eq!(without_number(&answer)[..12], without_number(&client.out)[..12]);
+        assert_eq!(answer.len(), client.out.len());
+        assert_eq!(client.out[20..32], [0, 0, 0, 0, 0, 0, 0x40, 0, 0, 0, 0x05, 0x0f]);
+        assert_eq!(negotiated.dialect, Dialect::Simple);
+    }
+
+    // spec: nbd-go-errors
+    #[test]
+    fn go_refuses_what_it_cannot_serve_and_haggling_goes_on() {
+        let mut client = Client::new(TlsMode::Off);
+        assert_eq!(client.replies(7, &info("nope", &[])), [UNKNOWN]);
+        assert_eq!(client.replies(7, &info("gone", &[])), [SHUTDOWN]);
+        assert_eq!(client.replies(7, b"abc"), [INVALID]);
+        assert_eq!(client.replies(7, &[]), [INVALID]);
+        assert!(client.gone.closed());
+        assert!(matches!(client.send(7, &info("a", &[])), Step::Transmission(_)));
+    }
+
+    // spec: nbd-list
+    #[test]
+    fn list_names_every_export_or_none_by_policy() {
+        let mut client = Client::new(TlsMode::Off);
+        assert_eq!(client.replies(3, &[]), [2, 2, 2, ACK]);
+        assert_eq!(client.out[20..25], [0, 0, 0, 1, b'a']);
+        client.handshake.listable = false;
+        assert_eq!(client.replies(3, &[]), [POLICY]);
+    }
+
+    // spec: nbd-dialect
+    #[test]
+    fn the_richest_dialect_wins() {
+        let mut client = Client::new(TlsMode::Off);
+        assert_eq!(client.replies(8, &[]), [ACK]);
+        assert_eq!(client.replies(8, &[]), [ACK], "again is harmless");
+        assert_eq!(client.handshake.dialect(), Dialect::Structured);
+        assert_eq!(client.replies(11, &[]), [ACK]);
+        assert_eq!(client.replies(8, &[]), [EXTENDED_REQUIRED]);
+        let flags = transmission_flags(&MemoryVolume::new("v", 0), Dialect::Extended);
+        assert_eq!(flags, 0x0ded | flag::BLOCK_STATUS_PAYLOAD);
+        assert_eq!(agreed(client.send(7, &info("a", &[]))).dialect, Dialect::Extended);
+    }
+
+    // spec: nbd-meta-context
+    #[test]
+    fn contexts_are_listed_by_wildcard_and_set_by_name() {
+        let mut client = Client::new(TlsMode::Off);
+        let set = |queries: &[&str]| contexts("a", queries);
+        assert_eq!(client.replies(10, &set(&["base:allocation"])), [INVALID], "structured first");
+        assert_eq!(client.replies(8, &[]), [ACK]);
+        assert_eq!(client.replies(9, &set(&[])), [4, ACK]);
+        assert_eq!(client.replies(9, &set(&["base:"])), [4, ACK]);
+        assert_eq!(client.replies(9, &set(&["qemu:"])), [ACK]);
+        assert_eq!(client.replies(9, &contexts("nope", &[])), [UNKNOWN]);
+        assert_eq!(client.replies(10, &set(&["base:"])), [ACK]);
+        assert_eq!(client.replies(10, &set(&["x:y", "base:allocation", "plain"])), [4, ACK]);
+        assert_eq!(client.out[20..24], BASE_ALLOCATION_ID.to_be_bytes());
+        assert!(agreed(client.send(7, &info("a", &[]))).base_allocation);
+    }
+
+    // spec: nbd-meta-context-scope
+    #[test]
+    fn a_selection_holds_for_its_export_until_replaced() {
+        let chosen = contexts("a", &["base:allocation"]);
+        let mut client = Client::new(TlsMode::Off);
+        assert_eq!(client.replies(8, &[]), [ACK]);
+        assert_eq!(client.replies(10, &chosen), [4, ACK]);
+        assert!(!agreed(client.send(7, &info("b", &[]))).base_allocation, "another export");
+        assert_eq!(client.replies(10, &contexts("nope", &["base:allocation"])), [UNKNOWN]);
+        assert!(!agreed(client.send(7, &info("a", &[]))).base_allocation, "failed SET clears");
+        assert_eq!(client.replies(10, &chosen), [4, ACK]);
+        assert_eq!(client.replies(10, b"bad"), [INVALID]);
+        assert!(!agreed(client.send(7, &info("a", &[]))).base_allocation, "bad SET clears");
+    }
+
+    // spec: nbd-tls-off
+    #[test]
+    fn starttls_is_refused_when_tls_is_off() {
+        assert_eq!(Client::new(TlsMode::Off).replies(5, &[]), [POLICY]);
+    }
+
+    // spec: nbd-tls-required
+    #[test]
+    fn required_tls_refuses_everything_else_first() {
+        let mut client = Client::new(TlsMode::Required);
+        for option in [3, 6, 7, 8, 9, 10, 11, 99] {
+            assert_eq!(client.replies(option, &[]), [TLS_REQUIRED], "{option}");
+        }
+        assert!(matches!(client.send(5, &[]), Step::StartTls));
+        let mut client = Client { handshake: client.handshake.secured(), ..client };
+        assert_eq!(client.replies(5, &[]), [INVALID], "no TLS inside TLS");
+        assert!(matches!(client.send(7, &info("a", &[])), Step::Transmission(_)));
+        assert!(matches!(Client::new(TlsMode::Required).send(1, b"a"), Step::Drop(_)));
+        assert!(matches!(Client::new(TlsMode::Required).send(2, &[]), Step::Close));
+    }
+
+    // spec: nbd-tls-forget
+    #[test]
+    fn tls_forgets_what_was_agreed_before() {
+        let mut client = Client::new(TlsMode::Optional);
+        assert_eq!(client.replies(11, &[]), [ACK]);
+        assert_eq!(client.replies(10, &contexts("a", &["base:allocation"])), [4, ACK]);
+        assert!(matches!(client.send(5, &[]), Step::StartTls));
+        let mut client = Client { handshake: client.handshake.secured(), ..client };
+        let negotiated = agreed(client.send(7, &info("a", &[])));
+        assert_eq!(negotiated.dialect, Dialect::Simple);
+        assert!(!negotiated.base_allocation);
+    }
+
+    #[test]
+    fn haggling_for_ever_drops() {
+        let mut client = Client::new(TlsMode::Off);
+        for _ in 0..OPTIONS_MAX {
+            assert_eq!(client.replies(99, &[]), [UNSUPPORTED]);
+        }
+        assert!(matches!(client.send(99, &[]), Step::Drop(_)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_cut_of_the_stream_gives_the_same_answers(cut in 1..40_usize) {
+            let stream: Vec<u8> = [
+                message(8, &[]),
+                message(10, &contexts("a", &["base:allocation"])),
+                message(77, b"data"),
+                message(7, &info("a", &[3])),
+            ]
+            .concat();
+            let mut whole = Client::new(TlsMode::Off);
+            let mut input = stream.as_slice();
+            while !matches!(
+                whole.handshake.advance(&mut input, &mut whole.out),
+                Step::Transmission(_)
+            ) {}
+            let mut pieces = Client::new(TlsMode::Off);
+            let mut held = Vec::new();
+            for part in stream.chunks(cut) {
+                held.extend_from_slice(part);
+                loop {
+                    let mut input = held.as_slice();
+                    let step = pieces.handshake.advance(&mut input, &mut pieces.out);
+                    held = input.to_vec();
+                    if !matches!(step, Step::Answered) {
+                        break;
+                    }
+                }
+            }
+            prop_assert_eq!(whole.out, pieces.out);
+        }
+    }
+}
