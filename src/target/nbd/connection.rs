@@ -117,12 +117,16 @@ impl<S: ByteStream> Connection<S> {
     /// Serves until the end. Ready when nothing is left to reply to, or nobody to reply to.
     pub fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         for _ in 0..TURNS_BEFORE_YIELD {
-            match self.turn(cx) {
-                Ok(true) => {}
-                Ok(false) if self.finished() => return Poll::Ready(End::Clean),
-                // Everything that could move was polled and has our waker.
-                Ok(false) => return Poll::Pending,
+            let moved = match self.turn(cx) {
+                Ok(moved) => moved,
                 Err(end) => return Poll::Ready(end),
+            };
+            if self.finished() {
+                return Poll::Ready(End::Clean);
+            }
+            if !moved {
+                // Everything that could move was polled and has our waker.
+                return Poll::Pending;
             }
         }
         cx.waker().wake_by_ref();

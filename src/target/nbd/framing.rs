@@ -171,6 +171,7 @@ mod tests {
                     assert!(held.len() < 28, "only an incomplete header is left");
                     break;
                 }
+                assert!(!matches!(event, Event::Drop(_)), "the stream is well framed");
                 events.push(event);
             }
         }

@@ -22,6 +22,7 @@ use bytes::Bytes;
 
 use crate::env::LocalBoxFuture;
 use crate::error::Error;
+use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::target::nbd::counters::Tally;
 use crate::target::nbd::handshake::Negotiated;
@@ -35,6 +36,7 @@ use crate::target::nbd::wire::PAYLOAD_BYTES_MAX;
 use crate::target::nbd::wire::Request;
 use crate::target::nbd::wire::StatusPayload;
 use crate::target::nbd::wire::Tag;
+use crate::units::bytes_u64;
 use crate::volume::Extent;
 use crate::volume::Piece;
 use crate::volume::VolumeRef;
@@ -188,7 +190,7 @@ impl Session {
         }
         let end = request.tag.offset.checked_add(request.length);
         if end.is_none_or(|end| end > self.volume.size_bytes()) {
-            let past_end = nbd_error(crate::error::ErrorKind::OutOfRange, command);
+            let past_end = nbd_error(ErrorKind::OutOfRange, command);
             return Err((past_end, "past the end of the export"));
         }
         Ok(())
@@ -254,7 +256,7 @@ impl Session {
 
     fn reply_read(&mut self, request: Request, pieces: &mut Vec<Piece>, out: &mut Outbox) {
         debug_assert_eq!(
-            pieces.iter().map(|piece| crate::units::bytes_u64(piece.len())).sum::<u64>(),
+            pieces.iter().map(|piece| bytes_u64(piece.len())).sum::<u64>(),
             request.length,
             "pieces cover the request"
         );
@@ -349,7 +351,6 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::error::ErrorKind;
     use crate::target::nbd::framing::Event;
     use crate::target::nbd::framing::Framing;
     use crate::target::nbd::wire::put_u16;
@@ -461,7 +462,7 @@ mod tests {
 
         fn write(&mut self, offset: u64, data: &[u8]) -> Reply {
             let flags = if self.dialect == Dialect::Extended { PAYLOAD_LEN } else { 0 };
-            let length = crate::units::bytes_u64(data.len());
+            let length = bytes_u64(data.len());
             self.ask_with(flags, WRITE, offset, length, data)
         }
 
@@ -637,7 +638,7 @@ mod tests {
         };
         let mut ask = |ids: &[u32]| {
             let bytes = payload(ids);
-            let length = crate::units::bytes_u64(bytes.len());
+            let length = bytes_u64(bytes.len());
             client.ask_with(PAYLOAD_LEN, BLOCK_STATUS, 0, length, &bytes)
         };
         assert_eq!(ask(&[BASE_ALLOCATION_ID]).data[8..16], 8192_u64.to_be_bytes());
