@@ -42,8 +42,10 @@ const RECEIVE_BYTES_MAX: usize = 512 * 1024;
 const RECEIVE_BYTES_MIN: usize = 64 * 1024;
 /// Requests taken before replies are sent (runtime.md).
 const BATCH_REQUESTS: usize = 512;
-/// Turns after which other connections of the thread get theirs. Two full batches.
-const TURNS_BEFORE_YIELD: usize = 2;
+/// Full batches after which other connections of the thread get their turn (runtime.md).
+const BATCHES_BEFORE_YIELD: usize = 2;
+/// The same for turns that fill no batch: they are short, but a quick client never lets them end.
+const TURNS_BEFORE_YIELD: usize = 8;
 
 /// What one connection may have in flight.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +65,14 @@ pub enum End {
     Broken(&'static str),
     /// The stream failed.
     Io(io::Error),
+}
+
+/// What a round did.
+struct Turn {
+    /// Anything was received, executed or sent, so there may be more.
+    moved: bool,
+    /// It reached the bound of a batch.
+    full: bool,
 }
 
 /// A connection in its transmission phase.
@@ -116,17 +126,22 @@ impl<S: ByteStream> Connection<S> {
 
     /// Serves until the end. Ready when nothing is left to reply to, or nobody to reply to.
     pub fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let mut full_batches = 0;
         for _ in 0..TURNS_BEFORE_YIELD {
-            let moved = match self.turn(cx) {
-                Ok(moved) => moved,
+            let turn = match self.turn(cx) {
+                Ok(turn) => turn,
                 Err(end) => return Poll::Ready(end),
             };
             if self.finished() {
                 return Poll::Ready(End::Clean);
             }
-            if !moved {
+            if !turn.moved {
                 // Everything that could move was polled and has our waker.
                 return Poll::Pending;
+            }
+            full_batches += usize::from(turn.full);
+            if full_batches == BATCHES_BEFORE_YIELD {
+                break;
             }
         }
         cx.waker().wake_by_ref();
@@ -151,12 +166,13 @@ impl<S: ByteStream> Connection<S> {
         no_more && self.in_flight.is_empty() && self.out.is_empty() && !self.unflushed
     }
 
-    /// One round; true if anything moved.
-    fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let mut moved = self.take_completed(cx);
-        moved |= self.take_requests(cx)?;
-        moved |= self.send(cx)?;
-        Ok(moved)
+    /// One round.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Turn, End> {
+        let completed = self.take_completed(cx);
+        let taken = self.take_requests(cx)?;
+        let full = taken.full || self.out.is_full();
+        let sent = self.send(cx)?;
+        Ok(Turn { moved: completed || taken.moved || sent, full })
     }
 
     fn take_completed(&mut self, cx: &mut Context<'_>) -> bool {
@@ -180,8 +196,8 @@ impl<S: ByteStream> Connection<S> {
             && self.in_flight_bytes < self.limits.bytes_max
     }
 
-    /// Takes the requests that have arrived, receiving at most once; true if anything moved.
-    fn take_requests(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+    /// Takes the requests that have arrived, receiving at most once.
+    fn take_requests(&mut self, cx: &mut Context<'_>) -> Result<Turn, End> {
         let mut moved = false;
         let mut received = false;
         let mut requests = 0;
@@ -211,7 +227,7 @@ impl<S: ByteStream> Connection<S> {
             moved = true;
             requests += 1;
         }
-        Ok(moved)
+        Ok(Turn { moved, full: requests == BATCH_REQUESTS })
     }
 
     /// Executes one request as far as it goes without waiting.
@@ -239,7 +255,8 @@ impl<S: ByteStream> Connection<S> {
             self.buffer.drain(..self.parsed);
             self.parsed = 0;
             let room = self.buffer.capacity() - self.buffer.len();
-            let received = ready!(self.stream.poll_receive(cx, &mut self.buffer, room));
+            let limit = self.framing.receive_limit(self.buffer.len(), room);
+            let received = ready!(self.stream.poll_receive(cx, &mut self.buffer, limit));
             if matches!(received, Ok(bytes) if bytes == room) && room < RECEIVE_BYTES_MAX {
                 self.buffer.reserve(RECEIVE_BYTES_MAX);
             }
