@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use weft::target::nbd::framing::Event;
 use weft::target::nbd::framing::Framing;
@@ -150,7 +151,7 @@ impl Client {
                     Event::NeedBytes => break,
                     Event::Drop(_) => return,
                     Event::Request(request, _) if request.command == Command::Disconnect => return,
-                    Event::Request(request, payload) => self.request(request, payload),
+                    Event::Request(request, payload) => self.request(request, &payload),
                     Event::Refused(tag, reason) => {
                         let mut out = Outbox::default();
                         self.session.refuse(tag, reason, &mut out);
@@ -163,7 +164,7 @@ impl Client {
         }
     }
 
-    fn request(&mut self, request: Request, payload: bytes::Bytes) {
+    fn request(&mut self, request: Request, payload: &Bytes) {
         let mut out = Outbox::default();
         if let Some(work) = self.session.execute(request, payload.clone(), &mut out) {
             assert!(out.is_empty(), "one reply only");
@@ -197,7 +198,7 @@ impl Client {
             }
             Command::Write => {
                 if let Some(model) = &mut self.model {
-                    model[range].copy_from_slice(&payload);
+                    model[range].copy_from_slice(payload);
                 }
             }
             // TRIM leaves the content open to us; ours reads as zero.

@@ -5,6 +5,8 @@
 //! it with `FUZZ_SEED=n FUZZ_ITERATIONS=1`. The judges are in `fuzz/nbd_drivers.rs`, which the
 //! libFuzzer targets in `fuzz/` share.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::env;
 use std::fs;
 use std::panic;

@@ -3,6 +3,8 @@
 //! The server runs as in the node: [`NbdTarget::serve`] on a current-thread runtime. What the
 //! protocol core answers is tested beside its code; here it is what happens around it.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::Read;
 use std::io::Seek;
 use std::io::SeekFrom;
