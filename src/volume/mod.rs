@@ -15,6 +15,7 @@ use crate::env::LocalBoxFuture;
 use crate::error::Result;
 
 pub mod memory;
+pub mod pod;
 
 /// A contiguous part of a read's answer. Parts are in order and cover the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,12 +95,8 @@ pub trait Volume: Send + Sync {
     fn write(self: Arc<Self>, offset: u64, data: Bytes) -> LocalBoxFuture<Result<()>>;
     /// Makes a range read as zero; durable and visible when it completes. Cost does not depend on
     /// the length, so it may cover the whole volume.
-    fn zero(
-        self: Arc<Self>,
-        offset: u64,
-        bytes: u64,
-        mode: ZeroMode,
-    ) -> LocalBoxFuture<Result<()>>;
+    fn zero(self: Arc<Self>, offset: u64, bytes: u64, mode: ZeroMode)
+    -> LocalBoxFuture<Result<()>>;
     /// Completes when everything acknowledged before the call is durable.
     fn flush(self: Arc<Self>) -> LocalBoxFuture<Result<()>>;
     /// Brings a range into the RAM cache. A hint.
