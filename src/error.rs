@@ -163,6 +163,9 @@ mod tests {
             .context("dev-0.img")
             .source(std::io::Error::other("I/O error"));
         assert_eq!(error.chain(), "read superblock (dev-0.img): I/O error");
-        assert_eq!(Error::new(ErrorKind::NoSpace, "write").to_string(), "write: no space left in the pod");
+        assert_eq!(
+            Error::new(ErrorKind::NoSpace, "write").to_string(),
+            "write: no space left in the pod"
+        );
     }
 }
