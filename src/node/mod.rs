@@ -1,1 +1,2 @@
-//! node.
+//! The running node.
+pub mod config;
