@@ -1,1 +1,409 @@
-//! NBD.
+//! The NBD target: volumes as exports, over TCP, Unix sockets and TLS.
+//!
+//! [`NbdTarget`] is shared by all data-plane threads; whoever accepts a connection runs
+//! [`NbdTarget::serve`] on it with `spawn_local`, and it stays on that thread.
+//!
+//! | file | owns |
+//! |---|---|
+//! | [`options`], [`wire`] | bytes to types and back: handshake, transmission |
+//! | [`handshake`] | the handshake, without I/O |
+//! | [`framing`], [`session`], [`outbox`] | requests in, replies out, without I/O |
+//! | [`connection`] | the loop that joins them with a socket |
+//! | [`stream`], [`tls`] | sockets and TLS |
+//! | [`status`] | our errors as NBD's |
+//!
+//! Protocol: NetworkBlockDevice/nbd `doc/proto.md` of 2026-05, fixed newstyle, with the
+//! EXTENDED_HEADERS branch. What of it is met, by which test: `docs/spec/nbd.toml`.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::future::poll_fn;
+use std::io;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::target::nbd::connection::Connection;
+use crate::target::nbd::connection::End;
+use crate::target::nbd::connection::Limits;
+use crate::target::nbd::counters::ExportCounters;
+use crate::target::nbd::counters::Open;
+use crate::target::nbd::counters::TargetCounters;
+use crate::target::nbd::framing::Framing;
+use crate::target::nbd::handshake::Handshake;
+use crate::target::nbd::handshake::Negotiated;
+use crate::target::nbd::handshake::OPTION_DATA_BYTES_MAX;
+use crate::target::nbd::handshake::Step;
+use crate::target::nbd::handshake::TlsMode;
+use crate::target::nbd::options::OPTION_HEADER_BYTES;
+use crate::target::nbd::session::Session;
+use crate::target::nbd::stream::ByteStream;
+use crate::target::nbd::stream::Socket;
+use crate::units::bytes_usize;
+use crate::volume::VolumeDirectory;
+
+pub mod connection;
+pub mod counters;
+pub mod framing;
+pub mod handshake;
+pub mod options;
+pub mod outbox;
+pub mod session;
+pub mod status;
+pub mod stream;
+pub mod tls;
+pub mod wire;
+
+/// Time a goodbye may take before the socket is just closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Answers of the handshake that gather before they are sent.
+const ANSWERS_BYTES_MAX: usize = 64 * 1024;
+/// What the handshake asks of the stream at once.
+const RECEIVE_BYTES: usize = 4096;
+/// What the handshake may have received and not used: the largest option, whole.
+const RECEIVED_BYTES_MAX: usize = OPTION_HEADER_BYTES + OPTION_DATA_BYTES_MAX as usize;
+
+/// What the operator decides.
+#[derive(Clone)]
+pub struct NbdOptions {
+    /// Connections at once; further ones are closed when accepted.
+    pub connections_max: usize,
+    /// Of these, how many may be in the handshake.
+    pub handshakes_max: usize,
+    /// Time from accept to the choice of an export.
+    pub handshake_timeout: Duration,
+    /// Time clients get to take their last replies when the node stops.
+    pub shutdown_timeout: Duration,
+    /// Requests in flight per connection; at least 128 for the queue of one Linux client.
+    pub requests_max: usize,
+    /// Bytes of payload and reply in flight per connection.
+    pub bytes_max: u64,
+    /// Whether clients may list the exports.
+    pub listable: bool,
+    /// Whether connections are encrypted; anything but `Off` needs `tls`.
+    pub tls_mode: TlsMode,
+    /// From [`tls::load`].
+    pub tls: Option<TlsAcceptor>,
+}
+
+impl Default for NbdOptions {
+    fn default() -> Self {
+        Self {
+            connections_max: 256,
+            handshakes_max: 64,
+            handshake_timeout: Duration::from_secs(30),
+            shutdown_timeout: Duration::from_secs(5),
+            requests_max: 512,
+            bytes_max: 64 << 20,
+            listable: true,
+            tls_mode: TlsMode::Off,
+            tls: None,
+        }
+    }
+}
+
+/// What sessions watch for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Signal {
+    stopping: bool,
+    /// Counts calls of [`NbdTarget::sweep`].
+    sweeps: u64,
+}
+
+/// The target.
+pub struct NbdTarget {
+    directory: Arc<dyn VolumeDirectory>,
+    options: NbdOptions,
+    counters: TargetCounters,
+    /// By export name, the canonical one. Grows with names served, never shrinks.
+    exports: Mutex<BTreeMap<String, Arc<ExportCounters>>>,
+    handshakes_open: AtomicU64,
+    signal: watch::Sender<Signal>,
+}
+
+impl NbdTarget {
+    /// A target over these volumes.
+    ///
+    /// # Panics
+    /// If TLS is asked for without certificates: configuration must have refused that.
+    #[must_use]
+    pub fn new(directory: Arc<dyn VolumeDirectory>, options: NbdOptions) -> Self {
+        assert!(
+            options.tls_mode == TlsMode::Off || options.tls.is_some(),
+            "TLS needs certificates"
+        );
+        Self {
+            directory,
+            options,
+            counters: TargetCounters::default(),
+            exports: Mutex::default(),
+            handshakes_open: AtomicU64::new(0),
+            signal: watch::Sender::default(),
+        }
+    }
+
+    /// Counters of the whole target.
+    #[must_use]
+    pub fn counters(&self) -> &TargetCounters {
+        &self.counters
+    }
+
+    /// Counters of every export that was ever connected to, by name.
+    #[must_use]
+    pub fn exports(&self) -> Vec<(String, Arc<ExportCounters>)> {
+        let exports = self.exports.lock();
+        exports.iter().map(|(name, counters)| (name.clone(), Arc::clone(counters))).collect()
+    }
+
+    /// Ends sessions of volumes that are closed by now. Call it after deleting one: sessions in
+    /// use notice by themselves, idle ones do not.
+    pub fn sweep(&self) {
+        self.signal.send_modify(|signal| signal.sweeps += 1);
+    }
+
+    /// Stops serving: requests in flight are finished and answered, new ones get ESHUTDOWN, then
+    /// connections close. Completes when the last has, or soon after
+    /// [`NbdOptions::shutdown_timeout`].
+    pub async fn shutdown(&self) {
+        self.signal.send_modify(|signal| signal.stopping = true);
+        // Every connection holds a receiver until it has ended.
+        self.signal.closed().await;
+    }
+
+    /// Serves one client to its end. Run it with `spawn_local` on the thread that accepted it.
+    ///
+    /// # Cancellation
+    /// Dropping it drops the connection and the requests in flight; writes are then wholly done or
+    /// wholly undone.
+    pub async fn serve(self: Arc<Self>, socket: impl Into<Socket>) {
+        let signal = self.signal.subscribe();
+        let _open = Open::new(&self.counters.connections_open);
+        self.counters.connections_total.fetch_add(1, Ordering::Relaxed);
+        let open_now = self.counters.connections_open.load(Ordering::Relaxed);
+        if signal.borrow().stopping || bytes_usize(open_now) > self.options.connections_max {
+            self.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.serve_socket(socket.into(), signal).await;
+    }
+
+    /// The life of a connection: handshake, perhaps TLS and the handshake again, transmission.
+    async fn serve_socket(&self, mut socket: Socket, signal: watch::Receiver<Signal>) {
+        let slot = Open::new(&self.handshakes_open);
+        if bytes_usize(self.handshakes_open.load(Ordering::Relaxed)) > self.options.handshakes_max {
+            self.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let mut haggling = Haggling {
+            deadline: time::Instant::now() + self.options.handshake_timeout,
+            signal,
+            received: Vec::new(),
+            out: Vec::new(),
+        };
+        let mut handshake = Handshake::new(
+            Arc::clone(&self.directory),
+            self.options.tls_mode,
+            self.options.listable,
+            &mut haggling.out,
+        );
+        match haggling.run(&mut socket, &mut handshake).await {
+            Ok(Haggled::Agreed(negotiated)) => {
+                drop(slot);
+                self.transmit(socket, haggling, negotiated).await;
+            }
+            Ok(Haggled::StartTls) => match self.secure(socket, handshake, &mut haggling).await {
+                Ok(Some((stream, negotiated))) => {
+                    drop(slot);
+                    self.transmit(stream, haggling, negotiated).await;
+                }
+                Ok(None) => {}
+                Err(reason) => self.handshake_failed(&reason),
+            },
+            Ok(Haggled::Closed) => {}
+            Err(reason) => self.handshake_failed(&reason),
+        }
+    }
+
+    fn handshake_failed(&self, reason: &str) {
+        self.counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(reason, "NBD handshake failed");
+    }
+
+    /// Upgrades to TLS and goes on with the handshake; `None` if the client then left.
+    async fn secure(
+        &self,
+        socket: Socket,
+        handshake: Handshake,
+        haggling: &mut Haggling,
+    ) -> Result<Option<(TlsStream<Socket>, Negotiated)>, String> {
+        let acceptor = self.options.tls.clone().expect("checked when the target was made");
+        let accepted = haggling.limited(acceptor.accept(socket)).await?;
+        let mut stream = accepted.map_err(|error| format!("TLS: {error}"))?;
+        match haggling.run(&mut stream, &mut handshake.secured()).await? {
+            Haggled::Agreed(negotiated) => Ok(Some((stream, negotiated))),
+            Haggled::Closed => Ok(None),
+            Haggled::StartTls => unreachable!("refused inside TLS"),
+        }
+    }
+
+    /// The transmission phase, to its end.
+    async fn transmit<S: ByteStream>(&self, stream: S, haggled: Haggling, agreed: Negotiated) {
+        let Haggling { mut signal, received, .. } = haggled;
+        let export = agreed.volume.name();
+        let counters = Arc::clone(self.exports.lock().entry(export.clone()).or_default());
+        counters.connections_total.fetch_add(1, Ordering::Relaxed);
+        let _open = Open::new(&counters.connections_open);
+        tracing::debug!(export, dialect = ?agreed.dialect, "NBD session begins");
+
+        let limits =
+            Limits { requests_max: self.options.requests_max, bytes_max: self.options.bytes_max };
+        let framing = Framing::new(agreed.dialect);
+        let session = Session::new(agreed);
+        let mut connection = Connection::new(stream, received, framing, session, limits);
+        let end = self.until_end(&mut connection, &mut signal, &counters).await;
+        match end {
+            End::Clean => {
+                // A client that does not wait for the goodbye loses nothing.
+                let goodbye = poll_fn(|cx| connection.poll_close(cx));
+                let _ = time::timeout(CLOSE_TIMEOUT, goodbye).await;
+                tracing::debug!(export, "NBD session ends");
+            }
+            End::Broken(reason) => tracing::info!(export, reason, "NBD client dropped"),
+            End::Io(error) => tracing::info!(export, %error, "NBD connection lost"),
+        }
+        connection.drain().await;
+    }
+
+    /// Drives the connection while watching for the end of the volume or of the node.
+    async fn until_end<S: ByteStream>(
+        &self,
+        connection: &mut Connection<S>,
+        signal: &mut watch::Receiver<Signal>,
+        counters: &ExportCounters,
+    ) -> End {
+        let mut deadline = None;
+        loop {
+            // Before waiting for a change: one may have come during the handshake.
+            let stopping = signal.borrow_and_update().stopping;
+            if deadline.is_none() && (stopping || connection.session().volume_closed()) {
+                connection.session().end();
+                deadline = Some(time::Instant::now() + self.options.shutdown_timeout);
+            }
+            tokio::select! {
+                biased;
+                end = poll_fn(|cx| {
+                    let served = connection.poll_serve(cx);
+                    counters.add(connection.session().take_tally());
+                    served
+                }) => return end,
+                // The sender lives in `self`, so this ends by a change only.
+                _ = signal.changed(), if deadline.is_none() => {}
+                () = time::sleep_until(deadline.unwrap_or_else(time::Instant::now)),
+                    if deadline.is_some() => return End::Io(io::ErrorKind::TimedOut.into()),
+            }
+        }
+    }
+}
+
+/// How far a handshake got on one stream.
+enum Haggled {
+    /// To an export.
+    Agreed(Negotiated),
+    /// To TLS, with no byte left over.
+    StartTls,
+    /// The client left in good order.
+    Closed,
+}
+
+/// A handshake's buffers and limits, over plain text and TLS alike.
+struct Haggling {
+    deadline: time::Instant,
+    signal: watch::Receiver<Signal>,
+    /// Received and not yet taken; at most [`RECEIVED_BYTES_MAX`].
+    received: Vec<u8>,
+    /// Answers not yet sent.
+    out: Vec<u8>,
+}
+
+impl Haggling {
+    /// Runs `work` until the deadline or until the node stops.
+    async fn limited<T>(&mut self, work: impl Future<Output = T>) -> Result<T, String> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            _ = self.signal.wait_for(|signal| signal.stopping) => Err("node stops".to_owned()),
+            () = time::sleep_until(self.deadline) => Err("handshake took too long".to_owned()),
+        }
+    }
+
+    /// Haggles until there is an outcome; the error is for the log.
+    async fn run<S: ByteStream>(
+        &mut self,
+        stream: &mut S,
+        handshake: &mut Handshake,
+    ) -> Result<Haggled, String> {
+        let mut received = std::mem::take(&mut self.received);
+        let mut out = std::mem::take(&mut self.out);
+        let haggled = self.limited(haggle(stream, handshake, &mut received, &mut out)).await?;
+        self.received = received;
+        haggled
+    }
+}
+
+/// Answers one option after the other.
+async fn haggle<S: ByteStream>(
+    stream: &mut S,
+    handshake: &mut Handshake,
+    received: &mut Vec<u8>,
+    out: &mut Vec<u8>,
+) -> Result<Haggled, String> {
+    loop {
+        let mut input = received.as_slice();
+        let step = handshake.advance(&mut input, out);
+        let taken = received.len() - input.len();
+        received.drain(..taken);
+        match step {
+            // Options may come in one segment; their answers may then leave in one.
+            Step::Answered if out.len() < ANSWERS_BYTES_MAX => continue,
+            Step::Drop(reason) => return Err(reason.to_owned()),
+            _ => send_all(stream, out).await.map_err(|error| format!("send: {error}"))?,
+        }
+        match step {
+            Step::Answered | Step::Drop(_) => {}
+            Step::Transmission(negotiated) => return Ok(Haggled::Agreed(negotiated)),
+            Step::Close => return Ok(Haggled::Closed),
+            Step::StartTls if received.is_empty() => return Ok(Haggled::StartTls),
+            Step::StartTls => return Err("plain text after STARTTLS".to_owned()),
+            Step::NeedBytes => {
+                let room = RECEIVED_BYTES_MAX - received.len();
+                received.reserve(room.min(RECEIVE_BYTES));
+                let got = poll_fn(|cx| stream.poll_receive(cx, received, room)).await;
+                if got.map_err(|error| format!("receive: {error}"))? == 0 {
+                    return Err("client closed the connection".to_owned());
+                }
+            }
+        }
+    }
+}
+
+/// Sends all of `out` and empties it.
+async fn send_all<S: ByteStream>(stream: &mut S, out: &mut Vec<u8>) -> io::Result<()> {
+    let mut rest = out.as_slice();
+    while !rest.is_empty() {
+        let sent = poll_fn(|cx| stream.poll_send(cx, &[IoSlice::new(rest)])).await?;
+        rest = rest.split_at_checked(sent).ok_or(io::ErrorKind::WriteZero)?.1;
+        if sent == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+    }
+    out.clear();
+    poll_fn(|cx| stream.poll_flush(cx)).await
+}

@@ -1,0 +1,277 @@
+//! The transmission loop of one connection: receive, parse, execute, send, on one task.
+//!
+//! ```text
+//! receive buffer -> Framing -> Session -+-> Outbox -> one gathered send
+//!                                       |     ^
+//!                                       +-> requests in flight
+//! ```
+//!
+//! Each turn takes the replies that have become ready, then one buffer's worth of requests, then
+//! sends everything in one go: batching is what makes it fast (runtime.md). Nothing is spawned
+//! and RAM hits never wait.
+//!
+//! # Invariants
+//! * New requests are taken only while the outbox is not full, at most [`Limits::requests_max`]
+//!   are in flight and they hold at most [`Limits::bytes_max`]: a client that does not read
+//!   its replies, or asks for more than we can do, waits in its own socket.
+//! * When the connection ends, however it ends, writes in flight run to their end first
+//!   ([`Connection::drain`]).
+
+use std::io;
+use std::pin::Pin;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
+use crate::target::nbd::framing::Event;
+use crate::target::nbd::framing::Framing;
+use crate::target::nbd::outbox::Outbox;
+use crate::target::nbd::session::InFlight;
+use crate::target::nbd::session::Session;
+use crate::target::nbd::stream::ByteStream;
+use crate::target::nbd::wire::Command;
+use crate::target::nbd::wire::Request;
+
+/// Receive buffer of a connection that is busy (runtime.md).
+const RECEIVE_BYTES_MAX: usize = 512 * 1024;
+/// Receive buffer to begin with; it grows when one receive fills it.
+const RECEIVE_BYTES_MIN: usize = 64 * 1024;
+/// Requests taken before replies are sent (runtime.md).
+const BATCH_REQUESTS: usize = 512;
+/// Turns after which other connections of the thread get theirs. Two full batches.
+const TURNS_BEFORE_YIELD: usize = 2;
+
+/// What one connection may have in flight.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Requests; at least 128 for the queue of one Linux client.
+    pub requests_max: usize,
+    /// Bytes of their payloads and replies. One request may exceed it, so that any is possible.
+    pub bytes_max: u64,
+}
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub enum End {
+    /// The client said DISC, or closed between two requests, or we shut it down.
+    Clean,
+    /// The client broke the protocol.
+    Broken(&'static str),
+    /// The stream failed.
+    Io(io::Error),
+}
+
+/// A connection in its transmission phase.
+pub struct Connection<S> {
+    stream: S,
+    /// Bytes received; those before `parsed` are done with.
+    buffer: Vec<u8>,
+    parsed: usize,
+    framing: Framing,
+    session: Session,
+    out: Outbox,
+    /// The stream may hold sent bytes back until flushed.
+    unflushed: bool,
+    in_flight: FuturesUnordered<InFlight>,
+    in_flight_bytes: u64,
+    limits: Limits,
+    /// No further request will be taken: DISC or the end of the stream.
+    input_ended: bool,
+}
+
+impl<S: ByteStream> Connection<S> {
+    /// Takes over after the handshake; `received` is what the client sent beyond it.
+    pub fn new(
+        stream: S,
+        received: Vec<u8>,
+        framing: Framing,
+        session: Session,
+        limits: Limits,
+    ) -> Self {
+        let mut buffer = received;
+        buffer.reserve(RECEIVE_BYTES_MIN.saturating_sub(buffer.len()));
+        Self {
+            stream,
+            buffer,
+            parsed: 0,
+            framing,
+            session,
+            out: Outbox::default(),
+            unflushed: false,
+            in_flight: FuturesUnordered::new(),
+            in_flight_bytes: 0,
+            limits,
+            input_ended: false,
+        }
+    }
+
+    /// The session, for its counters.
+    pub fn session(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
+    /// Serves until the end. Ready when nothing is left to reply to, or nobody to reply to.
+    pub fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        for _ in 0..TURNS_BEFORE_YIELD {
+            match self.turn(cx) {
+                Ok(true) => {}
+                Ok(false) if self.finished() => return Poll::Ready(End::Clean),
+                // Everything that could move was polled and has our waker.
+                Ok(false) => return Poll::Pending,
+                Err(end) => return Poll::Ready(end),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Lets writes in flight run to their end, unanswered. Reads are dropped.
+    pub async fn drain(self) {
+        drop(self.stream);
+        let mut writes: FuturesUnordered<InFlight> =
+            self.in_flight.into_iter().filter(InFlight::writes).collect();
+        while writes.next().await.is_some() {}
+    }
+
+    /// Says goodbye after a clean end.
+    pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_close(cx)
+    }
+
+    fn finished(&self) -> bool {
+        let no_more = self.input_ended || self.session.ending();
+        no_more && self.in_flight.is_empty() && self.out.is_empty() && !self.unflushed
+    }
+
+    /// One round; true if anything moved.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut moved = self.take_completed(cx);
+        moved |= self.take_requests(cx)?;
+        moved |= self.send(cx)?;
+        Ok(moved)
+    }
+
+    fn take_completed(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        while !self.out.is_full() {
+            let Poll::Ready(Some(completed)) = self.in_flight.poll_next_unpin(cx) else {
+                break;
+            };
+            self.in_flight_bytes -= completed.cost_bytes();
+            self.session.complete(completed, &mut self.out);
+            moved = true;
+        }
+        moved
+    }
+
+    /// Whether another request may be taken now.
+    fn admits(&self) -> bool {
+        !self.input_ended
+            && !self.out.is_full()
+            && self.in_flight.len() < self.limits.requests_max
+            && self.in_flight_bytes < self.limits.bytes_max
+    }
+
+    /// Takes the requests that have arrived, receiving at most once; true if anything moved.
+    fn take_requests(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut moved = false;
+        let mut received = false;
+        let mut requests = 0;
+        while requests < BATCH_REQUESTS && self.admits() {
+            let mut input = self.buffer.get(self.parsed..).unwrap_or_default();
+            let before = input.len();
+            let event = self.framing.next(&mut input);
+            self.parsed += before - input.len();
+            match event {
+                Event::NeedBytes if received => break,
+                Event::NeedBytes => match self.receive(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(result) => {
+                        result?;
+                        received = true;
+                        moved = true;
+                        continue;
+                    }
+                },
+                Event::Request(request, _) if request.command == Command::Disconnect => {
+                    self.input_ended = true;
+                }
+                Event::Request(request, payload) => self.start(cx, request, payload),
+                Event::Refused(tag, reason) => self.session.refuse(tag, reason, &mut self.out),
+                Event::Drop(reason) => return Err(End::Broken(reason)),
+            }
+            moved = true;
+            requests += 1;
+        }
+        Ok(moved)
+    }
+
+    /// Executes one request as far as it goes without waiting.
+    fn start(&mut self, cx: &mut Context<'_>, request: Request, payload: Bytes) {
+        let Some(mut work) = self.session.execute(request, payload, &mut self.out) else {
+            return;
+        };
+        // Polled here first, so that requests begin in the order they came, and those that finish
+        // at once cost no place in `in_flight`. The next turn polls it there, with its own waker.
+        match Pin::new(&mut work).poll(cx) {
+            Poll::Ready(completed) => self.session.complete(completed, &mut self.out),
+            Poll::Pending => {
+                self.in_flight_bytes += work.cost_bytes();
+                self.in_flight.push(work);
+            }
+        }
+    }
+
+    /// Receives once: the rest of a payload straight into its buffer, anything else into ours.
+    fn receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let received = if let Some((payload, missing)) = self.framing.payload_missing() {
+            ready!(self.stream.poll_receive(cx, payload, missing))
+        } else {
+            // At most an incomplete header moves to the front.
+            self.buffer.drain(..self.parsed);
+            self.parsed = 0;
+            let room = self.buffer.capacity() - self.buffer.len();
+            let received = ready!(self.stream.poll_receive(cx, &mut self.buffer, room));
+            if matches!(received, Ok(bytes) if bytes == room) && room < RECEIVE_BYTES_MAX {
+                self.buffer.reserve(RECEIVE_BYTES_MAX);
+            }
+            received
+        };
+        Poll::Ready(match received {
+            Ok(0) if self.framing.at_boundary() && self.buffer.is_empty() => {
+                self.input_ended = true;
+                Ok(())
+            }
+            Ok(0) => Err(End::Broken("connection closed within a request")),
+            Ok(_) => Ok(()),
+            Err(error) => Err(End::Io(error)),
+        })
+    }
+
+    /// Sends as much as the stream takes; true if anything left.
+    fn send(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut moved = false;
+        while !self.out.is_empty() {
+            match self.stream.poll_send(cx, &self.out.slices()) {
+                Poll::Pending => return Ok(moved),
+                Poll::Ready(Ok(0)) => return Err(End::Io(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(sent)) => self.out.sent(sent),
+                Poll::Ready(Err(error)) => return Err(End::Io(error)),
+            }
+            moved = true;
+            self.unflushed = true;
+        }
+        if self.unflushed {
+            match self.stream.poll_flush(cx) {
+                Poll::Pending => return Ok(moved),
+                Poll::Ready(Err(error)) => return Err(End::Io(error)),
+                Poll::Ready(Ok(())) => self.unflushed = false,
+            }
+        }
+        Ok(moved)
+    }
+}
