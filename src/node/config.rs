@@ -56,6 +56,8 @@ pub struct Config {
 pub struct PodConfig {
     /// Paths, in order of index.
     pub devices: Vec<PathBuf>,
+    /// Whether the file lists them; otherwise they are files of our own in the data directory.
+    pub devices_given: bool,
     /// Length of device files to create, in bytes; `None`: by the free space.
     pub device_bytes: Option<u64>,
     /// k, for a new pod.

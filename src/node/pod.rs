@@ -11,6 +11,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::config::Config;
 use super::config::DEVICE_BYTES_MIN;
@@ -38,6 +39,10 @@ use crate::volume::pod::VolumeSpec;
 const DEVICE_BYTES_DEFAULT: u64 = 4 << 30;
 /// What must be zero for a device to be blank: any partition table, file system or pod shows here.
 const BLANK_BYTES: u64 = 1 << 20;
+/// How long a killed node's writes may take to end. Arbitrary: longer than a healthy disk needs.
+const RELEASE_TIME_MAX: Duration = Duration::from_secs(5);
+/// How often to look whether they have.
+const RELEASE_POLL: Duration = Duration::from_millis(20);
 /// Journal on each device, by its length, if nothing is said.
 const JOURNAL_SHARE: u64 = 32;
 /// Journal on devices whose length is not ours to choose.
@@ -147,7 +152,9 @@ async fn create(
         let spec = VolumeSpec { name, size_bytes, logical_block_bytes: 4096, read_only: false };
         pod.create_volume(spec).await?;
     }
-    directory.write_record(&Record { state: State::Created, uuid: Some(uuid), ..plan })?;
+    let mut record = plan;
+    (record.state, record.uuid) = (State::Created, Some(uuid));
+    directory.write_record(&record)?;
     tracing::info!(pod = %uuid, directory = %directory.path().display(), "pod created");
     Ok(pod)
 }
@@ -235,7 +242,7 @@ fn create_device(path: &Path, device: &DeviceRecord, plan: &Record) -> Result<De
 async fn open(env: EnvRef, paths: &[PathBuf], config: &Config) -> Result<Arc<Pod>> {
     let mut devices: Vec<Option<DeviceRef>> = Vec::with_capacity(paths.len());
     for path in paths {
-        match FileDevice::open(path, OpenMode::ReadWrite) {
+        match open_device(&env, path).await {
             Ok(device) => devices.push(Some(Arc::new(device))),
             // Another node has it: never go on without it.
             Err(error) if error.kind() == ErrorKind::Busy => return Err(error),
@@ -247,6 +254,20 @@ async fn open(env: EnvRef, paths: &[PathBuf], config: &Config) -> Result<Arc<Pod
         }
     }
     Pod::open(env, devices, open_options(config)).await
+}
+
+/// Opens a device, waiting a little for another holder to let go: the kernel may still be finishing
+/// the writes of a node that was killed a moment ago.
+async fn open_device(env: &EnvRef, path: &Path) -> Result<FileDevice> {
+    let deadline = env.now() + RELEASE_TIME_MAX;
+    loop {
+        match FileDevice::open(path, OpenMode::ReadWrite) {
+            Err(error) if error.kind() == ErrorKind::Busy && env.now() < deadline => {
+                env.sleep(RELEASE_POLL).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 fn open_options(config: &Config) -> OpenOptions {
@@ -319,14 +340,11 @@ fn is_blank(path: &Path) -> Result<bool> {
         return Err(Error::new(ErrorKind::InvalidRequest, OP).context(context));
     }
     let mut start = Vec::new();
-    let read = || -> io::Result<usize> {
-        let file = fs::OpenOptions::new().read(true).open(path)?;
-        file.take(BLANK_BYTES).read_to_end(&mut start)
-    };
-    {
-        read
-    }
-    ().map_err(|error| wrap(OP, path, error))?;
+    fs::OpenOptions::new()
+        .read(true)
+        .open(path)
+        .and_then(|file| file.take(BLANK_BYTES).read_to_end(&mut start))
+        .map_err(|error| wrap(OP, path, error))?;
     Ok(start.iter().all(|byte| *byte == 0))
 }
 

@@ -59,6 +59,7 @@ fn pod(raw: raw::Pod, data_dir: &Path) -> Result<PodConfig, Wrong> {
     let data_strips = number("pod.data_strips", raw.data_strips, 1..=STRIPS_MAX)?.unwrap_or(4);
     let parity_strips =
         number("pod.parity_strips", raw.parity_strips, 0..=STRIPS_MAX - 1)?.unwrap_or(2);
+    let devices_given = raw.devices.as_ref().is_some_and(|devices| !devices.get_ref().is_empty());
     let devices = devices(raw.devices, data_strips, parity_strips, data_dir)?;
     check_geometry(devices.len(), data_strips, parity_strips)
         .map_err(|reason| wrong(blame, "pod.devices", reason))?;
@@ -66,6 +67,7 @@ fn pod(raw: raw::Pod, data_dir: &Path) -> Result<PodConfig, Wrong> {
     let device_size = DEVICE_BYTES_MIN..=SIZE_BYTES_MAX;
     Ok(PodConfig {
         devices,
+        devices_given,
         device_bytes: size("pod.device_size", raw.device_size, &device_size)?
             .map(|bytes| bytes / IO_ALIGN * IO_ALIGN),
         data_strips,
