@@ -135,21 +135,20 @@ fn bind_tcp(address: SocketAddr) -> Result<TcpListener> {
 /// `Busy` if someone listens there, or the path is no socket.
 pub(super) fn bind_unix(path: &Path, mode: Mode) -> Result<BoundUnix> {
     const OP: &str = "listen on a Unix socket";
-    let path = std::path::absolute(path).map_err(|error| failed(OP, "its path", error))?;
     let name = path.display().to_string();
-    remove_stale(&path)?;
+    remove_stale(path)?;
     let bind = || -> io::Result<UnixListener> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let family = AddressFamily::UNIX;
         let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-        rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
         // Between bind and listen nobody can connect, so the mode holds from the first moment.
-        rustix::fs::chmod(&path, mode)?;
+        rustix::fs::chmod(path, mode)?;
         rustix::net::listen(&socket, BACKLOG)?;
         Ok(UnixListener::from(socket))
     };
     let listener = bind().map_err(|error| failed(OP, &name, error))?;
-    Ok(BoundUnix { listener, file: SocketFile(Some(path)) })
+    Ok(BoundUnix { listener, file: SocketFile(Some(path.to_owned())) })
 }
 
 /// Removes a socket nobody listens on.

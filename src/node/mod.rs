@@ -18,6 +18,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::Mode;
+use rustix::process::Resource;
+use rustix::process::Rlimit;
+use rustix::process::getrlimit;
+use rustix::process::setrlimit;
 use tokio::net::TcpListener;
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
@@ -98,6 +102,7 @@ impl Node {
     /// * `InvalidRequest`: the configuration contradicts the pod.
     /// * Whatever opening the pod ends in.
     pub async fn start(config: Config) -> Result<Self> {
+        allow_open_files();
         let directory = Arc::new(Directory::open(&config.data_dir)?);
         let nbd = nbd_options(&config.nbd)?;
         let listeners = Listeners::open(&config.nbd)?;
@@ -227,6 +232,16 @@ impl ApiServer {
                 self.task.abort();
             }
         }
+    }
+}
+
+/// Takes as many file descriptors as the system lets us have without asking: each connection needs
+/// one, and the usual soft limit is meant for programs that use select(2).
+fn allow_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, limit = ?limit.current, "limit of open files not raised");
     }
 }
 
