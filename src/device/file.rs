@@ -49,7 +49,7 @@ pub enum OpenMode {
 
 /// A file or a block device.
 ///
-/// All I/O must be started inside a tokio `LocalSet`.
+/// All I/O must be started inside a tokio `LocalSet` of a runtime with I/O enabled.
 pub struct FileDevice {
     name: Arc<str>,
     file: Arc<OwnedFd>,
@@ -265,14 +265,16 @@ fn lock(file: &OwnedFd, mode: OpenMode, path: &Path) -> Result<()> {
 
 /// The process that holds the lock, if the kernel tells.
 fn lock_holder(file: &OwnedFd) -> Option<String> {
-    let inode = format!(":{}", rustix::fs::fstat(file).ok()?.st_ino);
+    let stat = rustix::fs::fstat(file).ok()?;
+    let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let inode = format!("{major:02x}:{minor:02x}:{}", stat.st_ino);
     // Each line: number, "FLOCK", "ADVISORY", access, pid, major:minor:inode, start, end.
     let locks = fs::read_to_string("/proc/locks").ok()?;
     locks.lines().find_map(|line| {
         let mut words = line.split_whitespace().skip(1);
         let held = words.next() == Some("FLOCK");
         let pid = words.nth(2)?;
-        (held && words.next()?.ends_with(&inode)).then(|| pid.to_string())
+        (held && words.next() == Some(&inode)).then(|| pid.to_string())
     })
 }
 

@@ -8,6 +8,9 @@
 //! descriptor never becomes readable in epoll for work that completes later, so completions are
 //! announced through a registered eventfd.
 //!
+//! A reaper belongs to the `LocalSet` in which the first I/O was started. When that is dropped the
+//! next I/O starts another; while it exists and is not polled, no I/O of the thread completes.
+//!
 //! # Invariants
 //! * `slots[n]` is `Some` from before an entry with user data `n` is pushed until its completion is
 //!   reaped; it owns the memory and keeps the file open. So dropping a future frees nothing.
@@ -45,6 +48,10 @@ use crate::units::bytes_u64;
 /// the disks we measured gain nothing more.
 const IN_FLIGHT_MAX: u32 = 256;
 
+/// How often an I/O may be interrupted, or refused for want of memory, before that is its error.
+/// Arbitrary: the kernel retries by itself, so one refusal is rare already.
+const REFUSALS_MAX: u32 = 64;
+
 /// What to do with a file.
 pub(super) enum Work {
     /// Fill the buffer.
@@ -78,7 +85,7 @@ pub(super) fn start(
     let (reply, receiver) = oneshot::channel();
     let waker = {
         let mut ring = ring.borrow_mut();
-        ring.waiting.push_back(InFlight { file, offset, work, done: 0, reply });
+        ring.waiting.push_back(InFlight { file, offset, work, done: 0, refusals: 0, reply });
         ring.fill_queue();
         ring.reaper.take()
     };
@@ -109,6 +116,8 @@ struct InFlight {
     work: Work,
     /// Bytes moved so far; less than asked for after a short read or write.
     done: usize,
+    /// See [`REFUSALS_MAX`].
+    refusals: u32,
     reply: oneshot::Sender<Outcome>,
 }
 
@@ -174,29 +183,35 @@ impl Ring {
     }
 
     /// Submits what is queued, then completes what is done; until neither is left.
-    fn turn(&mut self) -> io::Result<()> {
+    ///
+    /// Says false if the kernel had no memory to take all of it: try again later.
+    fn turn(&mut self) -> io::Result<bool> {
         loop {
             self.fill_queue();
             let queue = self.uring.submission();
             let enter = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
             drop(queue);
-            if enter {
-                self.enter(0)?;
+            let entered = !enter || self.enter(0)?;
+            let reaped = self.reap();
+            if !entered && !reaped {
+                return Ok(false);
             }
-            if !self.reap() && !enter {
-                return Ok(());
+            if !enter && !reaped {
+                return Ok(true);
             }
         }
     }
 
-    fn enter(&mut self, wait_for: usize) -> io::Result<()> {
+    /// Enters the kernel; false if it refuses until there is more memory or a completion is reaped.
+    fn enter(&mut self, wait_for: usize) -> io::Result<bool> {
         loop {
             match self.uring.submit_and_wait(wait_for) {
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The completion queue is full: reaping makes room.
-                Err(error) if error.raw_os_error() == Some(EBUSY) => return Ok(()),
-                Err(error) => return Err(error),
+                Ok(_) => return Ok(true),
+                Err(error) => match error.raw_os_error() {
+                    Some(EINTR) => {}
+                    Some(EAGAIN | EBUSY) => return Ok(false),
+                    _ => return Err(error),
+                },
             }
         }
     }
@@ -273,7 +288,10 @@ impl InFlight {
     fn advance(&mut self, result: i32) -> Option<io::Result<()>> {
         let Ok(moved) = usize::try_from(result) else {
             return match -result {
-                EINTR | EAGAIN => None,
+                EINTR | EAGAIN if self.refusals < REFUSALS_MAX => {
+                    self.refusals += 1;
+                    None
+                }
                 errno => Some(Err(io::Error::from_raw_os_error(errno))),
             };
         };
@@ -349,7 +367,11 @@ impl Reaper {
                 Poll::Pending => false,
             };
             let mut ring = self.ring.borrow_mut();
-            ring.turn().expect("a ring that was set up can be entered");
+            let settled = ring.turn().expect("a ring that was set up can be entered");
+            if !settled {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             if !signalled {
                 ring.reaper = Some(context.waker().clone());
                 return Poll::Pending;

@@ -557,6 +557,24 @@ mod tests {
     }
 
     #[test]
+    fn seed_decides_which_ready_task_goes_first() {
+        let first = |seed| {
+            let env = SimEnv::new(seed);
+            let order = Rc::new(RefCell::new(Vec::new()));
+            for task in 0..4 {
+                let order = order.clone();
+                env.spawn(Box::pin(async move { order.borrow_mut().push(task) }));
+            }
+            env.run(env.sleep(Duration::from_millis(1)));
+            order.borrow()[0]
+        };
+        let mut seen: Vec<i32> = (0..50).map(first).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen, [0, 1, 2, 3]);
+    }
+
+    #[test]
     fn time_jumps_to_the_next_timer_and_no_further() {
         let (order, _, end) = naps(1);
         assert_eq!(order.len(), 30);
