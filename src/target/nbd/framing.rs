@@ -130,3 +130,92 @@ fn take<'a>(input: &mut &'a [u8], bytes: usize) -> &'a [u8] {
     *input = rest;
     taken
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::target::nbd::wire::PAYLOAD_BYTES_MAX;
+    use crate::target::nbd::wire::put_u16;
+    use crate::target::nbd::wire::put_u32;
+    use crate::target::nbd::wire::put_u64;
+
+    fn request(flags: u16, command: u16, length: u32, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_u32(&mut bytes, 0x2560_9513);
+        put_u16(&mut bytes, flags);
+        put_u16(&mut bytes, command);
+        put_u64(&mut bytes, 1);
+        put_u64(&mut bytes, 0);
+        put_u32(&mut bytes, length);
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+
+    /// All events of a stream that arrives in parts, payloads received directly if `direct`.
+    fn events(stream: &[u8], cut: usize, direct: bool) -> Vec<Event> {
+        let mut framing = Framing::new(Dialect::Simple);
+        let (mut events, mut held) = (Vec::new(), Vec::new());
+        for mut part in stream.chunks(cut) {
+            if let Some((payload, missing)) = framing.payload_missing().filter(|_| direct) {
+                let arrived = missing.min(part.len());
+                payload.extend_from_slice(take(&mut part, arrived));
+            }
+            held.extend_from_slice(part);
+            loop {
+                let mut input = held.as_slice();
+                let event = framing.next(&mut input);
+                held = input.to_vec();
+                if event == Event::NeedBytes {
+                    assert!(held.len() < 28, "only an incomplete header is left");
+                    break;
+                }
+                events.push(event);
+            }
+        }
+        assert!(framing.at_boundary());
+        events
+    }
+
+    // spec: nbd-write-oversized
+    #[test]
+    fn refused_payloads_are_thrown_away_and_the_stream_goes_on() {
+        let length = PAYLOAD_BYTES_MAX + 1;
+        let big = vec![0; bytes_usize(length.into())];
+        let stream = [request(0, 1, length, &big), request(0, 0, 512, &[])].concat();
+        let events = events(&stream, 100_000, false);
+        assert!(matches!(events[..], [Event::Refused(..), Event::Request(..)]));
+    }
+
+    proptest! {
+        #[test]
+        fn any_cut_gives_the_same_requests(
+            lengths in prop::collection::vec(0..300_u32, 1..6), cut in 1..100_usize,
+        ) {
+            let mut stream = Vec::new();
+            for length in lengths {
+                let payload = vec![7; bytes_usize(length.into())];
+                stream.extend(request(0, 1, length, &payload));
+                stream.extend(request(2, 1, length, &payload));
+                stream.extend(request(0, 0, length, &[]));
+            }
+            let whole = events(&stream, stream.len(), false);
+            prop_assert_eq!(&events(&stream, cut, false), &whole);
+            prop_assert_eq!(&events(&stream, cut, true), &whole);
+        }
+
+        #[test]
+        fn any_bytes_make_progress_or_end(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut framing = Framing::new(Dialect::Extended);
+            let mut input = bytes.as_slice();
+            loop {
+                let before = input.len();
+                match framing.next(&mut input) {
+                    Event::NeedBytes | Event::Drop(_) => break,
+                    Event::Request(..) | Event::Refused(..) => prop_assert!(input.len() < before),
+                }
+            }
+        }
+    }
+}

@@ -343,3 +343,350 @@ impl Future for InFlight {
         Poll::Ready(Completed { request: self.request, cost_bytes: self.cost_bytes, outcome })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::target::nbd::framing::Event;
+    use crate::target::nbd::framing::Framing;
+    use crate::target::nbd::wire::put_u16;
+    use crate::target::nbd::wire::put_u32;
+    use crate::target::nbd::wire::put_u64;
+    use crate::volume::memory::MemoryVolume;
+
+    const SIZE: u64 = 1 << 20;
+    const EPERM: u32 = 1;
+    const EIO: u32 = 5;
+    const EINVAL: u32 = 22;
+    const ENOSPC: u32 = 28;
+    const EOVERFLOW: u32 = 75;
+    const ESHUTDOWN: u32 = 108;
+    /// Command numbers.
+    const READ: u16 = 0;
+    const WRITE: u16 = 1;
+    const FLUSH: u16 = 3;
+    const TRIM: u16 = 4;
+    const CACHE: u16 = 5;
+    const WRITE_ZEROES: u16 = 6;
+    const BLOCK_STATUS: u16 = 7;
+    /// Flags.
+    const NO_HOLE: u16 = 2;
+    const DF: u16 = 4;
+    const REQ_ONE: u16 = 8;
+    const FAST_ZERO: u16 = 16;
+    const PAYLOAD_LEN: u16 = 32;
+
+    /// A session and its client, without a stream between them.
+    struct Client {
+        volume: Arc<MemoryVolume>,
+        dialect: Dialect,
+        framing: Framing,
+        session: Session,
+    }
+
+    /// One reply, its chunks' kinds and payloads if it had any.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Reply {
+        error: u32,
+        kinds: Vec<u16>,
+        data: Vec<u8>,
+    }
+
+    impl Client {
+        fn new(dialect: Dialect) -> Self {
+            Self::on(MemoryVolume::new("v", SIZE), dialect)
+        }
+
+        fn on(volume: MemoryVolume, dialect: Dialect) -> Self {
+            let volume = Arc::new(volume);
+            let negotiated = Negotiated {
+                volume: Arc::clone(&volume) as _,
+                dialect,
+                base_allocation: dialect != Dialect::Simple,
+            };
+            let session = Session::new(negotiated);
+            Self { volume, dialect, framing: Framing::new(dialect), session }
+        }
+
+        fn request(&self, flags: u16, command: u16, offset: u64, length: u64) -> Vec<u8> {
+            let mut bytes = Vec::new();
+            let extended = self.dialect == Dialect::Extended;
+            put_u32(&mut bytes, if extended { 0x21e4_1c71 } else { 0x2560_9513 });
+            put_u16(&mut bytes, flags);
+            put_u16(&mut bytes, command);
+            put_u64(&mut bytes, 42);
+            put_u64(&mut bytes, offset);
+            if extended {
+                put_u64(&mut bytes, length);
+            } else {
+                put_u32(&mut bytes, u32::try_from(length).unwrap());
+            }
+            bytes
+        }
+
+        fn ask(&mut self, flags: u16, command: u16, offset: u64, length: u64) -> Reply {
+            self.ask_with(flags, command, offset, length, &[])
+        }
+
+        /// Sends one request with a payload and returns its reply.
+        fn ask_with(
+            &mut self,
+            flags: u16,
+            command: u16,
+            offset: u64,
+            length: u64,
+            payload: &[u8],
+        ) -> Reply {
+            let mut bytes = self.request(flags, command, offset, length);
+            bytes.extend_from_slice(payload);
+            let mut out = Outbox::default();
+            let mut input = bytes.as_slice();
+            match self.framing.next(&mut input) {
+                Event::Request(request, payload) => {
+                    if let Some(work) = self.session.execute(request, payload, &mut out) {
+                        let completed = work.now_or_never().expect("memory answers at once");
+                        self.session.complete(completed, &mut out);
+                    }
+                }
+                Event::Refused(tag, reason) => self.session.refuse(tag, reason, &mut out),
+                event => panic!("{event:?}"),
+            }
+            assert!(input.is_empty(), "the payload is consumed");
+            let sent: Vec<u8> = out.slices().iter().flat_map(|slice| slice.to_vec()).collect();
+            self.parse(&sent)
+        }
+
+        fn write(&mut self, offset: u64, data: &[u8]) -> Reply {
+            let flags = if self.dialect == Dialect::Extended { PAYLOAD_LEN } else { 0 };
+            let length = crate::units::bytes_u64(data.len());
+            self.ask_with(flags, WRITE, offset, length, data)
+        }
+
+        /// Reads one whole reply, and nothing else, from `bytes`.
+        fn parse(&self, mut bytes: &[u8]) -> Reply {
+            let mut reply = Reply { error: 0, kinds: Vec::new(), data: Vec::new() };
+            let word = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+            if self.dialect == Dialect::Simple {
+                assert_eq!(word(&bytes[..4]), 0x6744_6698);
+                reply.error = word(&bytes[4..8]);
+                reply.data = bytes[16..].to_vec();
+                return reply;
+            }
+            let extended = self.dialect == Dialect::Extended;
+            let header = if extended { 32 } else { 20 };
+            loop {
+                assert_eq!(word(&bytes[..4]), if extended { 0x6e8a_278c } else { 0x668e_33ef });
+                assert_eq!(bytes[8..16], 42_u64.to_be_bytes());
+                let last = bytes[5] == 1;
+                let kind = u16::from_be_bytes([bytes[6], bytes[7]]);
+                let length = usize::try_from(word(&bytes[header - 4..header])).unwrap();
+                let payload = &bytes[header..header + length];
+                if kind == 0x8001 {
+                    reply.error = word(&payload[..4]);
+                } else {
+                    reply.data.extend_from_slice(payload);
+                }
+                reply.kinds.push(kind);
+                bytes = &bytes[header + length..];
+                if last {
+                    assert!(bytes.is_empty(), "nothing after the final chunk");
+                    return reply;
+                }
+            }
+        }
+    }
+
+    const DIALECTS: [Dialect; 3] = [Dialect::Simple, Dialect::Structured, Dialect::Extended];
+
+    // spec: nbd-read-write
+    #[test]
+    fn what_is_written_reads_back_in_every_dialect() {
+        for dialect in DIALECTS {
+            let mut client = Client::new(dialect);
+            assert_eq!(client.write(4096, &[7; 8192]).error, 0);
+            let reply = client.ask(0, READ, 4096 + 512, 512);
+            assert_eq!((reply.error, &reply.data[reply.data.len() - 512..]), (0, &[7; 512][..]));
+            let hole = client.ask(0, READ, 0, 8192);
+            match dialect {
+                Dialect::Simple => assert_eq!(hole.data, [[0; 4096], [7; 4096]].concat()),
+                _ => assert_eq!(hole.kinds, [2, 1]),
+            }
+        }
+    }
+
+    // spec: nbd-df
+    #[test]
+    fn df_gives_one_chunk_and_needs_chunks() {
+        let mut client = Client::new(Dialect::Structured);
+        client.write(8192, &[1; 512]);
+        assert_eq!(client.ask(DF, READ, 0, 65536).kinds, [1]);
+        assert_eq!(Client::new(Dialect::Simple).ask(DF, READ, 0, 512).error, EINVAL);
+    }
+
+    // spec: nbd-range
+    #[test]
+    fn past_the_end_depends_on_the_command() {
+        for dialect in DIALECTS {
+            let mut client = Client::new(dialect);
+            for (offset, length) in [(SIZE, 512), (SIZE - 512, 1024), (u64::MAX, 512)] {
+                for (command, error) in
+                    [(READ, EINVAL), (TRIM, EINVAL), (CACHE, EINVAL), (WRITE_ZEROES, ENOSPC)]
+                {
+                    assert_eq!(client.ask(0, command, offset, length).error, error);
+                }
+                assert_eq!(client.write(offset, &[1; 1024]).error, ENOSPC);
+            }
+            if dialect != Dialect::Simple {
+                assert_eq!(client.ask(0, BLOCK_STATUS, SIZE, 512).error, EINVAL);
+            }
+        }
+    }
+
+    // spec: nbd-read-only
+    #[test]
+    fn read_only_exports_refuse_writes_with_eperm() {
+        let mut client = Client::on(MemoryVolume::new("v", SIZE).read_only(), Dialect::Simple);
+        assert_eq!(client.write(0, &[1; 512]).error, EPERM);
+        assert_eq!(client.ask(0, TRIM, 0, 512).error, EPERM);
+        assert_eq!(client.ask(0, WRITE_ZEROES, 0, 512).error, EPERM);
+        for command in [READ, FLUSH, CACHE] {
+            assert_eq!(client.ask(0, command, 0, 512).error, 0);
+        }
+    }
+
+    // spec: nbd-length-zero
+    #[test]
+    fn nothing_succeeds_except_its_block_status() {
+        for dialect in DIALECTS {
+            let mut client = Client::new(dialect);
+            for command in [READ, TRIM, CACHE, WRITE_ZEROES] {
+                let reply = client.ask(0, command, 4096, 0);
+                assert_eq!((reply.error, reply.data.len()), (0, 0));
+            }
+            assert_eq!(client.write(4096, &[]).error, 0);
+        }
+        let mut client = Client::new(Dialect::Structured);
+        assert_eq!(client.ask(0, BLOCK_STATUS, 4096, 0).error, EINVAL);
+    }
+
+    // spec: nbd-unaligned
+    #[test]
+    fn unaligned_requests_are_served() {
+        let mut client = Client::new(Dialect::Simple);
+        assert_eq!(client.write(1, &[9; 5000]).error, 0);
+        assert_eq!(client.ask(0, READ, 4095, 3).data, [9; 3]);
+        assert_eq!(client.ask(0, TRIM, 7, 4500).error, 0);
+        assert_eq!(client.ask(0, READ, 0, 1).data, [0]);
+    }
+
+    // spec: nbd-read-oversized
+    #[test]
+    fn oversized_reads_are_refused_in_the_words_of_the_dialect() {
+        let length = u64::from(PAYLOAD_BYTES_MAX) + 1;
+        for (dialect, error) in [
+            (Dialect::Simple, EINVAL),
+            (Dialect::Structured, EOVERFLOW),
+            (Dialect::Extended, EOVERFLOW),
+        ] {
+            let mut client = Client::on(MemoryVolume::new("v", 1 << 40), dialect);
+            assert_eq!(client.ask(0, READ, 0, length).error, error);
+            assert_eq!(client.ask(0, READ, 0, length - 1).error, 0);
+        }
+    }
+
+    // spec: nbd-write-zeroes
+    #[test]
+    fn zeroes_stay_allocated_only_with_no_hole() {
+        let mut client = Client::new(Dialect::Structured);
+        client.write(0, &[1; 12288]);
+        assert_eq!(client.ask(NO_HOLE | FAST_ZERO, WRITE_ZEROES, 0, 4096).error, 0);
+        assert_eq!(client.ask(FAST_ZERO, WRITE_ZEROES, 4096, 4096).error, 0);
+        let status = client.ask(0, BLOCK_STATUS, 0, 16384);
+        let words: Vec<u32> =
+            status.data.chunks(4).map(|w| u32::from_be_bytes(w.try_into().unwrap())).collect();
+        assert_eq!(words, [BASE_ALLOCATION_ID, 4096, 2, 4096, 3, 4096, 0, 4096, 3]);
+        let one = client.ask(REQ_ONE, BLOCK_STATUS, 0, 16384);
+        assert_eq!(one.data.len(), 4 + 8);
+    }
+
+    // spec: nbd-whole-volume
+    #[test]
+    fn extended_requests_may_cover_a_64_tib_volume() {
+        let mut client = Client::on(MemoryVolume::new("v", 1 << 46), Dialect::Extended);
+        client.write(1 << 40, &[1; 4096]);
+        assert_eq!(client.ask(0, TRIM, 0, 1 << 46).error, 0);
+        assert_eq!(client.ask(NO_HOLE, WRITE_ZEROES, 0, 1 << 46).error, 0);
+        let status = client.ask(0, BLOCK_STATUS, 0, 1 << 46);
+        assert_eq!(status.kinds, [6]);
+        assert_eq!(status.data[8..16], (1_u64 << 46).to_be_bytes());
+        assert_eq!(client.ask(0, CACHE, 0, 1 << 46).error, 0);
+    }
+
+    // spec: nbd-block-status-payload
+    #[test]
+    fn block_status_payload_names_the_contexts_it_wants() {
+        let mut client = Client::new(Dialect::Extended);
+        let payload = |ids: &[u32]| {
+            let mut bytes = Vec::new();
+            put_u64(&mut bytes, 8192);
+            ids.iter().for_each(|id| put_u32(&mut bytes, *id));
+            bytes
+        };
+        let mut ask = |ids: &[u32]| {
+            let bytes = payload(ids);
+            let length = crate::units::bytes_u64(bytes.len());
+            client.ask_with(PAYLOAD_LEN, BLOCK_STATUS, 0, length, &bytes)
+        };
+        assert_eq!(ask(&[BASE_ALLOCATION_ID]).data[8..16], 8192_u64.to_be_bytes());
+        assert_eq!(ask(&[2]).error, EINVAL);
+        assert_eq!(ask(&[BASE_ALLOCATION_ID, BASE_ALLOCATION_ID]).error, EINVAL);
+    }
+
+    // spec: nbd-block-status-unselected
+    #[test]
+    fn block_status_needs_a_context() {
+        assert_eq!(Client::new(Dialect::Simple).ask(0, BLOCK_STATUS, 0, 512).error, EINVAL);
+    }
+
+    // spec: nbd-shutdown
+    #[test]
+    fn a_closed_volume_answers_eshutdown_for_good() {
+        let mut client = Client::new(Dialect::Simple);
+        client.volume.close();
+        assert_eq!(client.write(0, &[1; 512]).error, ESHUTDOWN);
+        assert!(client.session.ending());
+        assert_eq!(client.ask(0, FLUSH, 0, 0).error, ESHUTDOWN);
+    }
+
+    // spec: nbd-error-reply
+    #[test]
+    fn failures_of_the_volume_become_error_replies_without_data() {
+        for dialect in DIALECTS {
+            let mut client = Client::new(dialect);
+            for misses in [false, true] {
+                client.volume.set_misses(misses);
+                client.volume.fail_with(Some(ErrorKind::Corrupt));
+                let reply = client.ask(0, READ, 0, 4096);
+                assert_eq!((reply.error, reply.data.len()), (EIO, 0));
+                client.volume.fail_with(Some(ErrorKind::NoSpace));
+                assert_eq!(client.write(0, &[1; 512]).error, ENOSPC);
+                client.volume.fail_with(None);
+                assert_eq!(client.ask(0, READ, 0, 4096).error, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn requests_bytes_and_errors_are_counted() {
+        let mut client = Client::new(Dialect::Simple);
+        client.write(0, &[1; 512]);
+        client.ask(0, READ, 0, 1024);
+        client.ask(0, 99, 0, 0);
+        let tally = Tally { requests: 3, errors: 1, bytes_read: 1024, bytes_written: 512 };
+        assert_eq!(client.session.take_tally(), tally);
+        assert_eq!(client.session.take_tally(), Tally::default());
+    }
+}
