@@ -14,7 +14,7 @@ use crate::node::Node;
 use crate::node::config::Config;
 use crate::node::config::Overrides;
 use crate::node::notify;
-use crate::observe::log;
+use crate::node::start_log;
 
 /// The exit code of a node that was told twice to stop: 128 and SIGINT, as shells have it.
 const STOPPED_HARD: i32 = 130;
@@ -24,7 +24,7 @@ pub(super) fn run(arguments: ServeArguments) -> Result<(), Failure> {
     let overrides =
         Overrides { data_dir: arguments.data, nbd: arguments.nbd, log_level: arguments.log };
     let config = Config::load(arguments.config.as_deref(), overrides)?;
-    log::start(&config.log.level, config.log.json)?;
+    start_log(&config.log)?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failure("start a runtime", &error))?;
     runtime.block_on(serve(config))

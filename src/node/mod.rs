@@ -38,6 +38,7 @@ use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::mgmt::Management;
 use crate::mgmt::NodeFacts;
+use crate::observe::log;
 use crate::target::nbd::NbdOptions;
 use crate::target::nbd::NbdTarget;
 use crate::target::nbd::handshake::TlsMode;
@@ -55,6 +56,7 @@ mod notify;
 mod pod;
 
 use config::Config;
+use config::LogConfig;
 use config::NbdConfig;
 use data_plane::Accepted;
 use data_plane::DataPlane;
@@ -71,6 +73,14 @@ const API_STOP_TIME_MAX: Duration = Duration::from_secs(5);
 const NBD_STOP_TIME_MAX: Duration = Duration::from_secs(30);
 /// Pause after accepting failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Starts the log, for the whole process; to be called once and first.
+///
+/// # Errors
+/// As [`log::start`].
+pub fn start_log(config: &LogConfig) -> Result<()> {
+    log::start(&config.level, config.json)
+}
 
 /// A node that serves.
 pub struct Node {

@@ -101,13 +101,17 @@ async fn open_known(
 
 /// Opens a pod of which the directory has no record: its devices were brought from elsewhere.
 async fn adopt(env: EnvRef, directory: &Directory, config: &Config) -> Result<Arc<Pod>> {
-    let pod = open(env, &config.pod.devices, config).await.map_err(|error| {
+    let advise = |error: Error| {
+        if error.kind() == ErrorKind::Busy {
+            return error;
+        }
         error.context(format!(
             "{} has no pod yet, and the devices are not blank, so they were left alone: list the \
              devices of one pod, or wipe them (wipefs, blkdiscard) to create a new one",
             directory.path().display()
         ))
-    })?;
+    };
+    let pod = open(env, &config.pod.devices, config).await.map_err(advise)?;
     let status = pod.status();
     let devices = config
         .pod

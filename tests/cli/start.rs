@@ -159,6 +159,41 @@ fn devices_that_hold_something_else_are_left_alone() {
 }
 
 #[test]
+fn a_device_in_use_by_a_node_elsewhere_is_refused() {
+    let scratch = Scratch::new();
+    let node = Node::start(&scratch, &scratch.small());
+    let devices: Vec<_> = (0..6).map(|i| node.data.join(format!("devices/dev-{i}.img"))).collect();
+    let config = scratch.config(&format!("pod.devices = {devices:?}"));
+    let other = scratch.path("other");
+    let refused = weft(&["--config", text(&config), "--data", text(&other)]);
+    assert_eq!(refused.code, Some(5), "{refused:?}");
+    assert!(refused.err.contains("dev-0.img") && !refused.err.contains("wipe"), "{refused:?}");
+    assert!(!other.join("pod.json").exists());
+    node.stop();
+}
+
+#[test]
+fn a_missing_device_is_shown_and_a_pod_without_devices_is_not_created_anew() {
+    let scratch = Scratch::new();
+    let config = scratch.small();
+    let node = Node::start(&scratch, &config);
+    let uuid = node.json(&["pod", "show"])["uuid"].clone();
+    node.stop();
+
+    fs::remove_file(scratch.path("data/devices/dev-2.img")).expect("removed");
+    let node = Node::start(&scratch, &config);
+    let pod = node.json(&["pod", "show"]);
+    assert_eq!((&pod["uuid"], &pod["devices_in_service"]), (&uuid, &5.into()));
+    assert_eq!(node.json(&["device", "list"])[2]["state"], "missing");
+    node.stop_despite(Some("dev-2.img"));
+
+    fs::rename(scratch.path("data/devices"), scratch.path("unmounted")).expect("moved");
+    let refused = weft(&["--config", text(&config)]);
+    assert_ne!(refused.code, Some(0), "{refused:?}");
+    assert!(!scratch.path("data/devices").exists(), "nothing is created in its place");
+}
+
+#[test]
 fn what_contradicts_the_pod_is_refused_with_the_reason() {
     let scratch = Scratch::new();
     Node::start(&scratch, &scratch.small()).stop();
