@@ -19,7 +19,7 @@ use rustix::process::Pid;
 use rustix::process::Signal;
 
 /// How long anything may take before the test fails. Generous: the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The last line a node prints once it serves.
 const READY_LINE: &str = "Ctrl-C stops it.";
@@ -71,9 +71,12 @@ pub struct Outcome {
     pub err: String,
 }
 
-/// Runs `weft` with these arguments to its end.
+/// Runs `weft` with these arguments to its end. One that serves instead is killed, and has no code.
 pub fn weft(arguments: &[&str]) -> Outcome {
-    let output = Command::new(env!("CARGO_BIN_EXE_weft")).args(arguments).output().expect("runs");
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", &PATIENCE.as_secs().to_string()]);
+    command.arg(env!("CARGO_BIN_EXE_weft")).args(arguments);
+    let output = command.output().expect("runs");
     Outcome {
         code: output.status.code(),
         out: String::from_utf8(output.stdout).expect("text"),
@@ -147,7 +150,13 @@ impl Node {
     /// Waits for its end.
     pub fn wait(mut self) -> ExitStatus {
         // Its standard output closes when it ends.
-        while self.lines.recv_timeout(PATIENCE) != Err(mpsc::RecvTimeoutError::Disconnected) {}
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(_) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Err(mpsc::RecvTimeoutError::Timeout) => panic!("no end; its log:\n{}", self.log()),
+            }
+        }
         self.child.wait().expect("it has ended")
     }
 
