@@ -16,6 +16,7 @@ use crate::error::Result;
 
 pub mod memory;
 pub mod pod;
+pub mod pod_volume;
 
 /// A contiguous part of a read's answer. Parts are in order and cover the request.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,22 +4,36 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
-use parking_lot::Mutex;
-use serde::Deserialize;
-use serde::Serialize;
+use parking_lot::RwLock;
 use uuid::Uuid;
 
-use crate::device::AlignedBuf;
+use super::VolumeDirectory;
+use super::VolumeRef;
+use super::pod_volume::PodVolume;
 use crate::device::DeviceRef;
-use crate::device::Durability;
+use crate::engine::Engine;
+use crate::engine::catalog::CatalogChange;
+use crate::engine::catalog::VolumeRecord;
+use crate::engine::open::EngineFormat;
+use crate::engine::open::EngineOptions;
 use crate::env::EnvRef;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
-use crate::volume::VolumeDirectory;
-use crate::volume::VolumeRef;
-use crate::volume::memory::MemoryVolume;
+use crate::format::node::MAP_BLOCKS_MAX;
+use crate::pool::member::Health;
+use crate::pool::member::Member;
+use crate::units::BLOCK_BYTES_U64;
+use crate::units::LayerId;
+use crate::units::format_size;
+
+/// Largest volume: what the protocols and the map can address, with room to spare.
+pub const VOLUME_BYTES_MAX: u64 = MAP_BLOCKS_MAX * BLOCK_BYTES_U64;
+/// Longest volume name, in bytes.
+const NAME_BYTES_MAX: usize = 128;
 
 /// What is fixed when a pod is created.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,215 +159,267 @@ pub struct PodStatus {
     pub devices: Vec<DeviceStatus>,
 }
 
-/// A stand-in: volumes in RAM, their names on the devices.
+/// An open pod.
 pub struct Pod {
-    devices: Vec<Option<DeviceRef>>,
-    names: Mutex<Names>,
-    volumes: Mutex<BTreeMap<String, Arc<MemoryVolume>>>,
-}
-
-/// What the stand-in keeps in the first block of each device.
-#[derive(Clone, Serialize, Deserialize)]
-struct Names {
-    uuid: Uuid,
-    epoch: u64,
-    data_strips: usize,
-    parity_strips: usize,
-    next_id: u64,
-    volumes: BTreeMap<String, Named>,
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-struct Named {
-    id: u64,
-    uuid: Uuid,
-    size_bytes: u64,
-    logical_block_bytes: u32,
-    read_only: bool,
+    engine: Arc<Engine>,
+    /// By name.
+    volumes: RwLock<BTreeMap<String, Arc<PodVolume>>>,
+    /// One change of the catalog at a time, so that a name checked stays free.
+    changes: tokio::sync::Mutex<()>,
 }
 
 impl Pod {
-    /// Writes an empty pod.
+    /// Writes a new, empty pod to `devices`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for impossible geometries or small devices, `Exists` if a device belongs
+    /// to a pod already.
     pub async fn format(
-        _env: &EnvRef,
+        env: &EnvRef,
         devices: &[DeviceRef],
         options: &FormatOptions,
     ) -> Result<Uuid> {
-        let names = Names {
-            uuid: Uuid::new_v4(),
-            epoch: 0,
+        let format = EngineFormat {
             data_strips: options.data_strips,
             parity_strips: options.parity_strips,
-            next_id: 1,
-            volumes: BTreeMap::new(),
+            journal_bytes: options.journal_bytes,
         };
-        let devices: Vec<_> = devices.iter().cloned().map(Some).collect();
-        store(&devices, &names).await?;
-        Ok(names.uuid)
+        Engine::format(env, devices, format).await
     }
 
-    /// Reads the newest names.
+    /// Opens a pod on those of its devices that are there; `None` stands for one that is not.
+    /// Recovers whatever the last run left, and runs background work on the calling thread.
+    ///
+    /// # Errors
+    /// See [`Engine::open`].
     pub async fn open(
-        _env: EnvRef,
+        env: EnvRef,
         devices: Vec<Option<DeviceRef>>,
-        _options: OpenOptions,
-    ) -> Result<Arc<Pod>> {
-        let mut newest: Option<Names> = None;
-        for device in devices.iter().flatten() {
-            let block = device.read(0, AlignedBuf::zeroed(4096)).await?;
-            let end = block.iter().position(|byte| *byte == 0).unwrap_or(block.len());
-            let Ok(names) = serde_json::from_slice::<Names>(&block[..end]) else { continue };
-            if newest.as_ref().is_none_or(|newest| newest.epoch < names.epoch) {
-                newest = Some(names);
-            }
+        options: OpenOptions,
+    ) -> Result<Arc<Self>> {
+        let options = EngineOptions {
+            cache_bytes: options.cache_bytes,
+            map_cache_bytes: options.map_cache_bytes,
+            force: options.force,
+        };
+        let engine = Engine::open(env, devices.into_iter().flatten().collect(), options).await?;
+        let records: Vec<VolumeRecord> =
+            engine.with_catalog(|catalog| catalog.volumes.values().cloned().collect());
+        let pod = Self {
+            engine,
+            volumes: RwLock::new(BTreeMap::new()),
+            changes: tokio::sync::Mutex::new(()),
+        };
+        for record in records {
+            pod.add(&record)?;
         }
-        let mut names = newest.ok_or_else(|| Error::new(ErrorKind::NotFound, "open pod"))?;
-        names.epoch += 1;
-        store(&devices, &names).await?;
-        let volumes = names.volumes.iter().map(|(name, named)| (name.clone(), named.memory(name)));
-        let volumes = Mutex::new(volumes.collect());
-        Ok(Arc::new(Self { devices, names: Mutex::new(names), volumes }))
+        Ok(Arc::new(pod))
     }
 
-    /// Adds a volume.
+    fn add(&self, record: &VolumeRecord) -> Result<()> {
+        let layer = self.engine.layer(LayerId(record.head)).ok_or_else(|| {
+            Error::new(ErrorKind::Corrupt, "open volume")
+                .context(format_args!("{}: its layer is missing", record.name))
+        })?;
+        let volume = PodVolume::new(Arc::clone(&self.engine), layer, record);
+        self.volumes.write().insert(record.name.clone(), Arc::new(volume));
+        Ok(())
+    }
+
+    /// Creates a volume; durable when it returns.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a bad name or size, `Exists` if the name is taken.
     pub async fn create_volume(&self, spec: VolumeSpec) -> Result<VolumeInfo> {
-        let mut names = self.names.lock().clone();
-        if names.volumes.contains_key(&spec.name) {
-            return Err(Error::new(ErrorKind::Exists, "create volume").context(spec.name));
+        check_name(&spec.name)?;
+        check_size(spec.size_bytes)?;
+        if !matches!(spec.logical_block_bytes, 512 | 4096) {
+            return Err(Error::new(ErrorKind::InvalidRequest, "create volume")
+                .context("the logical block size is 512 or 4096 bytes"));
         }
-        let named = Named {
-            id: names.next_id,
-            uuid: Uuid::new_v4(),
+        let _one_at_a_time = self.changes.lock().await;
+        let first_id = self.engine.with_catalog(|catalog| {
+            catalog.volume_named(&spec.name).is_none().then_some(catalog.next_id)
+        });
+        let Some(id) = first_id else {
+            return Err(Error::new(ErrorKind::Exists, "create volume").context(&spec.name));
+        };
+        let env = &self.engine.env;
+        let record = VolumeRecord {
+            id,
+            name: spec.name,
+            uuid: Uuid::from_u64_pair(env.random_u64(), env.random_u64()),
             size_bytes: spec.size_bytes,
             logical_block_bytes: spec.logical_block_bytes,
             read_only: spec.read_only,
+            branch: id + 1,
+            head: id + 2,
         };
-        names.next_id += 1;
-        names.volumes.insert(spec.name.clone(), named.clone());
-        self.commit(names).await?;
-        self.volumes.lock().insert(spec.name.clone(), named.memory(&spec.name));
-        Ok(named.info(&spec.name))
+        self.engine.change_catalog(&CatalogChange::CreateVolume(record.clone())).await?;
+        self.add(&record)?;
+        self.info(&record.name)
     }
 
-    /// Changes a volume's size.
+    /// Changes a volume's size; durable when it returns, and seen by hosts that ask.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a smaller or impossible size, `NotFound`.
     pub async fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<VolumeInfo> {
-        let mut names = self.names.lock().clone();
-        let missing = || Error::new(ErrorKind::NotFound, "resize volume").context(name);
-        let named = names.volumes.get_mut(name).ok_or_else(missing)?;
-        named.size_bytes = size_bytes;
-        let info = named.info(name);
-        self.commit(names).await?;
-        self.volumes.lock()[name].resize(size_bytes);
-        Ok(info)
+        check_size(size_bytes)?;
+        let _one_at_a_time = self.changes.lock().await;
+        let volume = self.find_volume(name, "resize volume")?;
+        if size_bytes < volume.info().size_bytes {
+            return Err(Error::new(ErrorKind::InvalidRequest, "resize volume")
+                .context("volumes cannot shrink: create a smaller one and copy what is needed"));
+        }
+        let change = CatalogChange::ResizeVolume { id: volume.id(), size_bytes };
+        self.engine.change_catalog(&change).await?;
+        volume.set_size(size_bytes);
+        self.info(name)
     }
 
-    /// Deletes a volume.
+    /// Deletes a volume and all its data; durable when it returns. Its space comes back in the
+    /// background.
+    ///
+    /// # Errors
+    /// `NotFound`.
     pub async fn delete_volume(&self, name: &str) -> Result<()> {
-        let mut names = self.names.lock().clone();
-        let missing = || Error::new(ErrorKind::NotFound, "delete volume").context(name);
-        names.volumes.remove(name).ok_or_else(missing)?;
-        self.commit(names).await?;
-        if let Some(volume) = self.volumes.lock().remove(name) {
-            volume.close();
-        }
+        let _one_at_a_time = self.changes.lock().await;
+        let volume = self.find_volume(name, "delete volume")?;
+        volume.close();
+        self.engine.change_catalog(&CatalogChange::DeleteVolume { id: volume.id() }).await?;
+        self.volumes.write().remove(name);
         Ok(())
     }
 
-    /// All volumes by name.
+    fn find_volume(&self, name: &str, op: &'static str) -> Result<Arc<PodVolume>> {
+        let volume = self.volumes.read().get(name).cloned();
+        volume.ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, op).context(format_args!("no volume '{name}'"))
+        })
+    }
+
+    fn info(&self, name: &str) -> Result<VolumeInfo> {
+        self.find_volume(name, "show volume").map(|volume| volume.info())
+    }
+
+    /// All volumes, ordered by name.
+    #[must_use]
     pub fn volumes(&self) -> Vec<VolumeInfo> {
-        self.names.lock().volumes.iter().map(|(name, named)| named.info(name)).collect()
+        self.volumes.read().values().map(|volume| volume.info()).collect()
     }
 
-    /// Mostly zeroes.
+    /// The pod as it is now.
+    #[must_use]
     pub fn status(&self) -> PodStatus {
-        let names = self.names.lock();
-        let device = |(index, device): (usize, &Option<DeviceRef>)| DeviceStatus {
-            index,
-            uuid: Uuid::nil(),
-            name: device.as_ref().map_or_else(String::new, |device| device.name().to_owned()),
-            size_bytes: device.as_ref().map_or(0, |device| device.len_bytes()),
-            state: if device.is_some() { "in service" } else { "missing" }.to_owned(),
-            reason: None,
-            reads: 0,
-            writes: 0,
-            read_errors: 0,
-            write_errors: 0,
-            checksum_errors: 0,
-            healed: 0,
+        let engine = self.engine.status();
+        let pool = &self.engine.pool;
+        let geometry = &pool.geometry;
+        let in_service = pool.in_service_count();
+        let health = match (engine.read_only, in_service == geometry.devices) {
+            (true, _) => "read-only",
+            (false, false) => "degraded",
+            (false, true) => "healthy",
         };
-        let devices: Vec<_> = self.devices.iter().enumerate().map(device).collect();
         PodStatus {
-            uuid: names.uuid,
-            epoch: names.epoch,
-            data_strips: names.data_strips,
-            parity_strips: names.parity_strips,
-            health: "healthy".to_owned(),
-            can_lose: names.parity_strips,
-            capacity_bytes: 0,
-            used_bytes: 0,
-            logical_bytes: 0,
-            physical_bytes: 0,
-            journal_bytes: 0,
-            journal_used_bytes: 0,
-            buffered_bytes: 0,
-            cache_bytes: 0,
-            cache_hits: 0,
-            cache_misses: 0,
-            checkpoints: 0,
-            devices,
+            uuid: Uuid::from_bytes(geometry.pod.0),
+            epoch: self.engine.epoch,
+            data_strips: geometry.data_strips,
+            parity_strips: geometry.parity_strips,
+            health: health.to_owned(),
+            can_lose: pool.can_lose(),
+            capacity_bytes: engine.limit_bytes,
+            used_bytes: engine.live_bytes + self.engine.space.promised_bytes(),
+            logical_bytes: engine.logical_bytes,
+            physical_bytes: engine.live_bytes,
+            journal_bytes: geometry.journal_bytes,
+            journal_used_bytes: engine.journal_used_bytes,
+            buffered_bytes: engine.buffered_bytes,
+            cache_bytes: self.engine.cache.used_bytes(),
+            cache_hits: self.engine.cache.hits(),
+            cache_misses: self.engine.cache.misses(),
+            checkpoints: engine.checkpoints,
+            devices: pool.members.iter().map(|member| device_status(member)).collect(),
         }
     }
 
-    /// Nothing to do.
+    /// Takes a device out of service, as when its file was deleted.
+    pub fn fail_device(&self, index: usize, reason: &str) {
+        if let Some(member) = self.engine.pool.members.get(index) {
+            member.fail(reason);
+        }
+    }
+
+    /// Ends all sessions' access, drains what was accepted and writes a last checkpoint.
+    ///
+    /// # Errors
+    /// See [`Engine::close`]; nothing acknowledged is lost either way.
     pub async fn close(&self) -> Result<()> {
-        for volume in self.volumes.lock().values() {
-            volume.close();
-        }
-        Ok(())
+        self.volumes.read().values().for_each(|volume| volume.close());
+        self.engine.close().await
     }
-
-    async fn commit(&self, names: Names) -> Result<()> {
-        store(&self.devices, &names).await?;
-        *self.names.lock() = names;
-        Ok(())
-    }
-}
-
-impl Named {
-    fn memory(&self, name: &str) -> Arc<MemoryVolume> {
-        let volume = MemoryVolume::new(name, self.size_bytes);
-        Arc::new(if self.read_only { volume.read_only() } else { volume })
-    }
-
-    fn info(&self, name: &str) -> VolumeInfo {
-        VolumeInfo {
-            id: self.id,
-            name: name.to_owned(),
-            uuid: self.uuid,
-            size_bytes: self.size_bytes,
-            logical_block_bytes: self.logical_block_bytes,
-            read_only: self.read_only,
-            allocated_bytes: 0,
-        }
-    }
-}
-
-async fn store(devices: &[Option<DeviceRef>], names: &Names) -> Result<()> {
-    let text = serde_json::to_vec(names).expect("our own types always encode");
-    for device in devices.iter().flatten() {
-        let block = AlignedBuf::padded(&text, 4096).freeze();
-        device.write(0, block, Durability::Durable).await?;
-    }
-    Ok(())
 }
 
 impl VolumeDirectory for Pod {
     fn find(&self, name: &str) -> Option<VolumeRef> {
-        self.volumes.lock().get(name).map(|volume| Arc::clone(volume) as VolumeRef)
+        self.volumes.read().get(name).map(|volume| Arc::clone(volume) as VolumeRef)
     }
 
     fn list(&self) -> Vec<VolumeRef> {
-        let volumes = self.volumes.lock();
-        volumes.values().map(|volume| Arc::clone(volume) as VolumeRef).collect()
+        self.volumes.read().values().map(|volume| Arc::clone(volume) as VolumeRef).collect()
     }
+}
+
+fn device_status(member: &Member) -> DeviceStatus {
+    let (state, reason) = match member.health() {
+        Health::InService => ("in service", None),
+        Health::Missing => ("missing", None),
+        Health::Failed(reason) => ("failed", Some(reason)),
+        Health::Hung(reason) => ("hung", Some(reason)),
+    };
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    DeviceStatus {
+        index: member.index,
+        uuid: Uuid::from_bytes(member.uuid),
+        name: member.name(),
+        size_bytes: member.device_bytes().unwrap_or(0),
+        state: state.to_owned(),
+        reason,
+        reads: count(&member.counters.reads),
+        writes: count(&member.counters.writes),
+        read_errors: count(&member.counters.read_errors),
+        write_errors: count(&member.counters.write_errors),
+        checksum_errors: count(&member.counters.checksum_errors),
+        healed: count(&member.counters.healed),
+    }
+}
+
+/// Names travel through URIs, shells and file names: nothing that any of them would change.
+fn check_name(name: &str) -> Result<()> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let good = !name.is_empty()
+        && name.len() <= NAME_BYTES_MAX
+        && name.bytes().all(plain)
+        && !name.starts_with(['-', '.']);
+    if good {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidRequest, "create volume").context(format_args!(
+        "'{}' is not a volume name: 1 to {NAME_BYTES_MAX} of A-Z a-z 0-9 . _ -, not beginning \
+         with '-' or '.'",
+        name.escape_default()
+    )))
+}
+
+fn check_size(size_bytes: u64) -> Result<()> {
+    let good = size_bytes > 0
+        && size_bytes.is_multiple_of(BLOCK_BYTES_U64)
+        && size_bytes <= VOLUME_BYTES_MAX;
+    if good {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidRequest, "choose the volume size").context(format_args!(
+        "{size_bytes} bytes: a multiple of 4096 up to {} is needed",
+        format_size(VOLUME_BYTES_MAX)
+    )))
 }

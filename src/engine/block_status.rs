@@ -1,0 +1,94 @@
+//! Which blocks of a volume are holes, zeroes or data.
+
+use super::Engine;
+use super::layer::Layer;
+use super::layer::LayerState;
+use super::map::Load;
+use crate::error::Result;
+use crate::format::location::Location;
+use crate::format::node::NODE_ENTRIES;
+use crate::format::record::RecordKind;
+use crate::units::Lba;
+
+/// What a run of blocks is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockState {
+    /// Never written, or given back; reads as zero.
+    Hole,
+    /// Zero and allocated.
+    Zero,
+    /// Stored.
+    Data,
+}
+
+impl From<Location> for BlockState {
+    fn from(location: Location) -> Self {
+        match location {
+            Location::HOLE => Self::Hole,
+            Location::ZERO => Self::Zero,
+            _ => Self::Data,
+        }
+    }
+}
+
+impl Engine {
+    /// Runs of one state from `lba` on, at most `runs_max`, covering at most `blocks`.
+    ///
+    /// # Errors
+    /// As for reads: map nodes may have to be loaded.
+    pub async fn block_status(
+        &self,
+        layer: &Layer,
+        lba: Lba,
+        blocks: u64,
+        runs_max: usize,
+    ) -> Result<Vec<(BlockState, u64)>> {
+        let end = lba.0 + blocks;
+        let mut runs: Vec<(BlockState, u64)> = Vec::new();
+        let mut at = lba.0;
+        while at < end {
+            let found = next_run(&mut layer.state.lock(), at, end);
+            let (state, next) = match found {
+                Ok(run) => run,
+                Err(load) => {
+                    self.load_node(layer, load).await?;
+                    continue;
+                }
+            };
+            let full = runs.len() == runs_max;
+            match runs.last_mut() {
+                Some((last, length)) if *last == state => *length += next - at,
+                _ if full => break,
+                _ => runs.push((state, next - at)),
+            }
+            at = next;
+        }
+        Ok(runs)
+    }
+}
+
+/// The state of block `at` and the first block past it that may differ.
+fn next_run(state: &mut LayerState, at: u64, end: u64) -> Result<(BlockState, u64), Load> {
+    let (record, run_end) = state.index.run(at, end);
+    if let Some(record) = record {
+        let kind = match (record.header.kind, record.header.keep_allocated) {
+            (RecordKind::Zero, true) => BlockState::Zero,
+            (RecordKind::Zero, false) => BlockState::Hole,
+            _ => BlockState::Data,
+        };
+        return Ok((kind, run_end));
+    }
+    let leaf = at / NODE_ENTRIES as u64;
+    let next_leaf = state.map.next_leaf(leaf)?.unwrap_or(u64::MAX);
+    if next_leaf > leaf {
+        let hole_end = next_leaf.saturating_mul(NODE_ENTRIES as u64).min(run_end);
+        return Ok((BlockState::Hole, hole_end));
+    }
+    let kind = BlockState::from(state.map.get(Lba(at))?);
+    let run_end = run_end.min((leaf + 1) * NODE_ENTRIES as u64);
+    let mut next = at + 1;
+    while next < run_end && BlockState::from(state.map.get(Lba(next))?) == kind {
+        next += 1;
+    }
+    Ok((kind, next))
+}

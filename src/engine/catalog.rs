@@ -1,0 +1,236 @@
+//! Names and settings: volumes, layers and members, as JSON in the log.
+//!
+//! Changes travel through the journal like writes (records of kind `CatalogChange`); a checkpoint
+//! stores the whole catalog. `applied` is the LSN of the last change in it, so that replaying the
+//! journal applies each change once.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+
+/// Version of the JSON; readers refuse others.
+pub const CATALOG_VERSION: u32 = 1;
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRecord {
+    /// Never reused.
+    pub id: u64,
+    /// Unique name; the export name.
+    pub name: String,
+    /// Identity towards hosts.
+    pub uuid: Uuid,
+    /// Size in bytes, a multiple of 4096.
+    pub size_bytes: u64,
+    /// 512 or 4096.
+    pub logical_block_bytes: u32,
+    /// Whether targets refuse writes.
+    pub read_only: bool,
+    /// Its line of writing.
+    pub branch: u64,
+    /// The layer it writes to.
+    pub head: u64,
+}
+
+/// A layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerRecord {
+    /// Never reused.
+    pub id: u64,
+    /// The branch whose records it owns.
+    pub branch: u64,
+    /// First LSN it owns of that branch.
+    pub from_lsn: u64,
+    /// The layer to ask for blocks this one does not hold.
+    pub parent: Option<u64>,
+    /// Where its map's highest node is stored.
+    pub root: u64,
+    /// Blocks whose map entry is stored.
+    pub mapped_blocks: u64,
+    /// Deleted; its map is being cleared.
+    pub dropping: bool,
+}
+
+/// A device of the pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberRecord {
+    /// Index in the pod.
+    pub index: usize,
+    /// The device's UUID.
+    pub uuid: Uuid,
+}
+
+/// Everything with a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Catalog {
+    /// [`CATALOG_VERSION`].
+    pub version: u32,
+    /// LSN of the last change applied.
+    pub applied: u64,
+    /// The next id for a volume, branch or layer.
+    pub next_id: u64,
+    /// By id.
+    pub volumes: BTreeMap<u64, VolumeRecord>,
+    /// By id.
+    pub layers: BTreeMap<u64, LayerRecord>,
+    /// By index.
+    pub members: Vec<MemberRecord>,
+}
+
+/// One change, as the journal carries it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum CatalogChange {
+    /// A new volume on a new, empty layer.
+    CreateVolume(VolumeRecord),
+    /// A new size.
+    ResizeVolume {
+        /// Which.
+        id: u64,
+        /// The new size in bytes.
+        size_bytes: u64,
+    },
+    /// The volume is gone; its layer is dropped.
+    DeleteVolume {
+        /// Which.
+        id: u64,
+    },
+}
+
+impl Catalog {
+    /// A catalog without volumes.
+    #[must_use]
+    pub fn new(members: Vec<MemberRecord>) -> Self {
+        Self {
+            version: CATALOG_VERSION,
+            applied: 0,
+            next_id: 1,
+            volumes: BTreeMap::new(),
+            layers: BTreeMap::new(),
+            members,
+        }
+    }
+
+    /// The volume of that name.
+    #[must_use]
+    pub fn volume_named(&self, name: &str) -> Option<&VolumeRecord> {
+        self.volumes.values().find(|volume| volume.name == name)
+    }
+
+    /// Applies a change stamped `lsn`; does nothing if it is in the catalog already.
+    pub fn apply(&mut self, lsn: u64, change: &CatalogChange) {
+        if lsn <= self.applied {
+            return;
+        }
+        self.applied = lsn;
+        match change {
+            CatalogChange::CreateVolume(volume) => {
+                let layer = LayerRecord {
+                    id: volume.head,
+                    branch: volume.branch,
+                    from_lsn: lsn,
+                    parent: None,
+                    root: 0,
+                    mapped_blocks: 0,
+                    dropping: false,
+                };
+                self.next_id = self.next_id.max(volume.id.max(volume.head).max(volume.branch) + 1);
+                self.layers.insert(layer.id, layer);
+                self.volumes.insert(volume.id, volume.clone());
+            }
+            CatalogChange::ResizeVolume { id, size_bytes } => {
+                if let Some(volume) = self.volumes.get_mut(id) {
+                    volume.size_bytes = *size_bytes;
+                }
+            }
+            CatalogChange::DeleteVolume { id } => {
+                if let Some(volume) = self.volumes.remove(id)
+                    && let Some(layer) = self.layers.get_mut(&volume.head)
+                {
+                    layer.dropping = true;
+                }
+            }
+        }
+    }
+
+    /// The catalog as JSON.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain data always serialises")
+    }
+
+    /// Reads a catalog back.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is not one, `Unsupported` for another version.
+    pub fn decode(json: &[u8]) -> Result<Self> {
+        let catalog: Self = serde_json::from_slice(json)
+            .map_err(|error| Error::new(ErrorKind::Corrupt, "decode catalog").source(error))?;
+        if catalog.version != CATALOG_VERSION {
+            return Err(Error::new(ErrorKind::Unsupported, "decode catalog")
+                .context(format_args!("version {} is not known to this build", catalog.version)));
+        }
+        Ok(catalog)
+    }
+}
+
+impl CatalogChange {
+    /// The change as JSON.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain data always serialises")
+    }
+
+    /// Reads a change back.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is not one.
+    pub fn decode(json: &[u8]) -> Result<Self> {
+        serde_json::from_slice(json)
+            .map_err(|error| Error::new(ErrorKind::Corrupt, "decode catalog change").source(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(id: u64, name: &str) -> VolumeRecord {
+        VolumeRecord {
+            id,
+            name: name.into(),
+            uuid: Uuid::nil(),
+            size_bytes: 4096,
+            logical_block_bytes: 512,
+            read_only: false,
+            branch: id + 1,
+            head: id + 2,
+        }
+    }
+
+    #[test]
+    fn each_change_is_applied_once_and_survives_the_round_trip() {
+        let mut catalog = Catalog::new(Vec::new());
+        let create = CatalogChange::CreateVolume(volume(1, "db"));
+        let delete = CatalogChange::DeleteVolume { id: 1 };
+        catalog.apply(5, &create);
+        catalog.apply(6, &CatalogChange::ResizeVolume { id: 1, size_bytes: 8192 });
+        assert_eq!(catalog.volume_named("db").map(|v| v.size_bytes), Some(8192));
+        assert_eq!(Catalog::decode(&catalog.encode()).expect("own JSON"), catalog);
+        catalog.apply(7, &delete);
+        catalog.apply(5, &create);
+        assert!(catalog.volumes.is_empty() && catalog.layers[&3].dropping);
+        assert_eq!(catalog.next_id, 4);
+        assert_eq!(CatalogChange::decode(&create.encode()).expect("own JSON"), create);
+    }
+}

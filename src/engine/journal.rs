@@ -1,0 +1,585 @@
+//! The journal: a ring on every device, written in batches to any m+1 of them.
+//!
+//! Requests append entries to the open batch; a *kick* seals it and writes it. While a batch is in
+//! flight the next one fills (group commit), and a few may be in flight. Entries become visible
+//! and are acknowledged in LSN order, over a contiguous durable prefix only.
+//!
+//! # Invariants
+//! * `tail <= durable <= head`, `head - tail <= ring`; a batch never wraps around the ring's end.
+//! * A sealed batch's bytes never change: a failed or late copy is replaced by the same bytes at
+//!   the same position of another device.
+//! * A device with a late copy still under way gets no other batch until it is over.
+//! * After a failure nothing later is acknowledged; the pod is read-only until reopened.
+//!
+//! Lock order: `seal` → `state`; `completion` → `state`; `completion` → layer.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::Either;
+use futures_util::future::select;
+use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::sync::oneshot;
+
+use super::Engine;
+use super::layer::Layer;
+use super::range_lock::RangeGuard;
+use super::record::BufferedRecord;
+use super::space::Promise;
+use crate::codec::checksum::crc64;
+use crate::device::AlignedBuf;
+use crate::device::Durability;
+use crate::env::LocalBoxFuture;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::format::batch::BATCH_BYTES_MAX;
+use crate::format::batch::BATCH_HEADER_BYTES;
+use crate::format::batch::BatchHeader;
+use crate::format::batch::batch_bytes;
+use crate::format::record::JOURNAL_PLACE;
+use crate::format::record::RECORD_HEADER_BYTES;
+use crate::format::record::RecordHeader;
+use crate::format::superblock::JOURNAL_OFFSET;
+use crate::units::BranchId;
+use crate::units::Lsn;
+use crate::units::bytes_u64;
+use crate::units::bytes_usize;
+use crate::units::round_up;
+
+/// Batches in flight at once; more only helps devices slower than the network.
+const BATCHES_IN_FLIGHT_MAX: usize = 4;
+/// With a batch in flight, another is sent only once this much has gathered.
+const EAGER_BATCH_BYTES: u64 = 64 << 10;
+/// A copy later than this is also written to another device.
+const COPY_LATE: Duration = Duration::from_millis(500);
+/// How often to look whether a device has finished its late copy.
+const LATE_POLL: Duration = Duration::from_millis(5);
+/// Smallest ring: a batch is at most an eighth of it and must hold the largest entry.
+pub const JOURNAL_BYTES_MIN: u64 = 1 << 20;
+
+/// A record before it is stamped.
+pub struct NewRecord {
+    /// LSN, branch and entry end are still to be filled in.
+    pub header: RecordHeader,
+    /// Payload as stored.
+    pub payload: Bytes,
+    /// Room held for it.
+    pub promise: Option<Promise>,
+}
+
+/// The records of one request, all or nothing.
+pub struct NewEntry {
+    /// The layer they belong to; none for catalog changes.
+    pub layer: Option<Arc<Layer>>,
+    /// In LBA order.
+    pub records: Vec<NewRecord>,
+    /// Released once the entry is visible.
+    pub hold: Option<Arc<RangeGuard>>,
+}
+
+struct PendingEntry {
+    lsn: Lsn,
+    records: Vec<Arc<BufferedRecord>>,
+    hold: Option<Arc<RangeGuard>>,
+    done: oneshot::Sender<Result<Lsn>>,
+}
+
+struct InFlight {
+    number: u64,
+    entries: Vec<PendingEntry>,
+    next_lsn: Lsn,
+    durable: bool,
+}
+
+/// Where a batch lies, to find the new tail.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BatchSpan {
+    pub(super) first_lsn: Lsn,
+    pub(super) next_lsn: Lsn,
+    pub(super) position: u64,
+    pub(super) previous: u64,
+}
+
+/// Where recovery ended and writing goes on.
+#[derive(Clone, Debug)]
+pub(super) struct JournalStart {
+    pub(super) tail: u64,
+    pub(super) head: u64,
+    pub(super) previous: u64,
+    pub(super) next_lsn: Lsn,
+    pub(super) spans: VecDeque<BatchSpan>,
+}
+
+struct State {
+    next_lsn: Lsn,
+    durable_lsn: Lsn,
+    tail: u64,
+    head: u64,
+    /// Header checksum of the batch before `head`.
+    previous: u64,
+    spans: VecDeque<BatchSpan>,
+    open: VecDeque<PendingEntry>,
+    open_bytes: u64,
+    in_flight: VecDeque<InFlight>,
+    batches: u64,
+    kick_scheduled: bool,
+    closing: bool,
+    failed: Option<Error>,
+}
+
+/// See the module.
+pub struct Journal {
+    ring: u64,
+    batch_bytes_max: u64,
+    state: Mutex<State>,
+    seal: Mutex<()>,
+    completion: Mutex<()>,
+    /// Woken when the tail moves, or nothing more will be accepted.
+    room: Notify,
+    /// Copies still under way per device after their batch was durable elsewhere.
+    late_copies: Vec<AtomicUsize>,
+}
+
+impl Journal {
+    pub(super) fn new(ring: u64, devices: usize, start: JournalStart) -> Self {
+        Self {
+            ring,
+            batch_bytes_max: BATCH_BYTES_MAX.min(ring / 8),
+            state: Mutex::new(State {
+                next_lsn: start.next_lsn,
+                durable_lsn: Lsn(start.next_lsn.0 - 1),
+                tail: start.tail,
+                head: start.head,
+                previous: start.previous,
+                spans: start.spans,
+                open: VecDeque::new(),
+                open_bytes: 0,
+                in_flight: VecDeque::new(),
+                batches: 0,
+                kick_scheduled: false,
+                closing: false,
+                failed: None,
+            }),
+            seal: Mutex::new(()),
+            completion: Mutex::new(()),
+            room: Notify::new(),
+            late_copies: (0..devices).map(|_| AtomicUsize::new(0)).collect(),
+        }
+    }
+
+    /// Bytes of the ring that hold entries not yet in a checkpoint.
+    pub(super) fn used_bytes(&self) -> u64 {
+        let state = self.state.lock();
+        state.head - state.tail + state.open_bytes
+    }
+
+    /// Every entry up to here is durable and visible.
+    pub(super) fn durable_lsn(&self) -> Lsn {
+        self.state.lock().durable_lsn
+    }
+
+    /// Why nothing is accepted any more, if so.
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.state.lock().failed.as_ref().map(Error::duplicate)
+    }
+
+    /// Where the journal begins once every entry up to `cut` is in a checkpoint:
+    /// position, LSN and checksum before it.
+    pub(super) fn tail_after(&self, cut: Lsn) -> (u64, Lsn, u64) {
+        let state = self.state.lock();
+        match state.spans.iter().find(|span| span.next_lsn.0 > cut.0 + 1) {
+            Some(span) => (span.position, span.first_lsn, span.previous),
+            None => {
+                let sealed = state.spans.back().map_or(cut.next(), |span| span.next_lsn);
+                (state.head, sealed.max(cut.next()), state.previous)
+            }
+        }
+    }
+
+    /// Moves the tail: the checkpoint that makes it possible is durable.
+    pub(super) fn advance_tail(&self, position: u64) {
+        let mut state = self.state.lock();
+        assert!((state.tail..=state.head).contains(&position), "the tail only moves forward");
+        state.tail = position;
+        while state.spans.front().is_some_and(|span| span.position < position) {
+            state.spans.pop_front();
+        }
+        drop(state);
+        self.room.notify_waiters();
+    }
+
+    /// Refuses new entries from now on.
+    pub(super) fn close(&self) {
+        self.state.lock().closing = true;
+        self.room.notify_waiters();
+    }
+
+    /// Whether every accepted entry has been acknowledged.
+    pub(super) fn is_drained(&self) -> bool {
+        let state = self.state.lock();
+        state.failed.is_some() || (state.open.is_empty() && state.in_flight.is_empty())
+    }
+}
+
+impl State {
+    fn refusal(&self) -> Option<Error> {
+        if let Some(error) = &self.failed {
+            return Some(error.duplicate());
+        }
+        self.closing.then(|| Error::new(ErrorKind::ShuttingDown, "append to journal"))
+    }
+
+    /// Stamps an entry and puts it into the open batch.
+    fn accept(&mut self, entry: NewEntry, bytes: u64) -> oneshot::Receiver<Result<Lsn>> {
+        let lsn = self.next_lsn;
+        self.next_lsn = lsn.next();
+        let branch = entry.layer.as_ref().map_or(BranchId(0), |layer| layer.branch);
+        let last = entry.records.len() - 1;
+        let layer = entry.layer;
+        let records = entry.records.into_iter().enumerate().map(|(number, record)| {
+            let header =
+                RecordHeader { lsn, branch, last_of_entry: number == last, ..record.header };
+            Arc::new(BufferedRecord {
+                header,
+                payload: record.payload,
+                layer: layer.clone(),
+                promise: record.promise,
+                number: u16::try_from(number).expect("an entry has few records"),
+            })
+        });
+        let (done, receiver) = oneshot::channel();
+        let records = records.collect();
+        self.open.push_back(PendingEntry { lsn, records, hold: entry.hold, done });
+        self.open_bytes += bytes;
+        receiver
+    }
+
+    /// Whether the open batch should be written now.
+    fn should_seal(&self) -> bool {
+        !self.open.is_empty()
+            && self.failed.is_none()
+            && (self.in_flight.is_empty()
+                || (self.in_flight.len() < BATCHES_IN_FLIGHT_MAX
+                    && self.open_bytes >= EAGER_BATCH_BYTES))
+    }
+}
+
+/// A sealed batch on its way.
+struct SealedBatch {
+    number: u64,
+    position: u64,
+    bytes: Bytes,
+}
+
+impl Engine {
+    /// Appends an entry and waits until it is durable and visible. Returns its LSN.
+    ///
+    /// # Durability
+    /// On `Ok` the entry is on stable storage of m+1 devices.
+    ///
+    /// # Cancellation
+    /// Dropped before it was accepted, nothing happens; after, it becomes durable or fails whole.
+    pub(super) async fn append(self: &Arc<Self>, entry: NewEntry) -> Result<Lsn> {
+        assert!(!entry.records.is_empty(), "an entry has at least one record");
+        let bytes: u64 = entry.records.iter().map(|record| record.header.stride()).sum();
+        assert!(batch_bytes(bytes) <= self.journal.batch_bytes_max, "an entry fits one batch");
+        let journal = &self.journal;
+        let mut entry = Some(entry);
+        let receiver = loop {
+            let mut room = std::pin::pin!(journal.room.notified());
+            room.as_mut().enable();
+            {
+                let mut state = journal.state.lock();
+                if let Some(error) = state.refusal() {
+                    return Err(error);
+                }
+                let used = state.head - state.tail + state.open_bytes + bytes;
+                if used + 2 * journal.batch_bytes_max <= journal.ring {
+                    let entry = entry.take().expect("accepted once");
+                    let receiver = state.accept(entry, bytes);
+                    let schedule = !std::mem::replace(&mut state.kick_scheduled, true);
+                    drop(state);
+                    if schedule {
+                        self.schedule_kick();
+                    }
+                    break receiver;
+                }
+            }
+            self.wake_mapper();
+            room.await;
+        };
+        receiver
+            .await
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::ShuttingDown, "wait for journal")))
+    }
+
+    /// Kicks after the current task has run on: what it appends meanwhile joins the batch.
+    fn schedule_kick(self: &Arc<Self>) {
+        let engine = Arc::clone(self);
+        self.env.spawn(Box::pin(async move {
+            engine.journal.state.lock().kick_scheduled = false;
+            engine.kick();
+        }));
+    }
+
+    /// Seals and sends the open batch as long as that is due.
+    pub(super) fn kick(self: &Arc<Self>) {
+        while let Some(batch) = self.seal() {
+            let engine = Arc::clone(self);
+            self.env.spawn(Box::pin(async move {
+                let result = engine.replicate(batch.position, batch.bytes).await;
+                engine.batch_finished(batch.number, result);
+            }));
+        }
+    }
+
+    fn seal(&self) -> Option<SealedBatch> {
+        let journal = &self.journal;
+        let _one_at_a_time = journal.seal.lock();
+        let (mut header, position, records) = {
+            let mut state = journal.state.lock();
+            if !state.should_seal() {
+                return None;
+            }
+            let (count, body_bytes) = fitting(&state.open, journal.batch_bytes_max);
+            let position = place_batch(state.head, batch_bytes(body_bytes), journal.ring);
+            if position + batch_bytes(body_bytes) - state.tail > journal.ring {
+                return None;
+            }
+            let entries: Vec<PendingEntry> = state.open.drain(..count).collect();
+            state.open_bytes -= body_bytes;
+            let records: Vec<_> =
+                entries.iter().flat_map(|entry| entry.records.iter().cloned()).collect();
+            let first_lsn = entries[0].lsn;
+            let header = BatchHeader {
+                checksum: 0,
+                entries: u32::try_from(count).expect("a batch has fewer than 2^32 entries"),
+                body_checksum: 0,
+                position,
+                epoch: self.epoch,
+                first_lsn,
+                previous: state.previous,
+                durable_lsn: state.durable_lsn,
+                body_bytes,
+            };
+            let next_lsn = header.next_lsn();
+            let previous = state.previous;
+            state.spans.push_back(BatchSpan { first_lsn, next_lsn, position, previous });
+            state.batches += 1;
+            let number = state.batches;
+            state.in_flight.push_back(InFlight { number, entries, next_lsn, durable: false });
+            state.head = position + batch_bytes(body_bytes);
+            (header, position, records)
+        };
+        let bytes = encode_batch(&mut header, self.pool.geometry.pod, &records);
+        let mut state = journal.state.lock();
+        state.previous = header.checksum;
+        Some(SealedBatch { number: state.batches, position, bytes })
+    }
+
+    /// Writes the same bytes to m+1 devices, trying others where one fails or is late.
+    async fn replicate(self: &Arc<Self>, position: u64, bytes: Bytes) -> Result<()> {
+        let needed = self.pool.geometry.journal_copies();
+        let mut copies = Copies {
+            engine: Arc::clone(self),
+            position,
+            bytes,
+            candidates: self.journal_devices(position).into_iter(),
+            writes: FuturesUnordered::new(),
+            outstanding: Vec::new(),
+        };
+        (0..needed).for_each(|_| copies.start_another());
+        let (mut durable, mut last_error) = (0, None);
+        while durable < needed {
+            match select(copies.writes.next(), self.env.sleep(COPY_LATE)).await {
+                Either::Right(((), _)) => copies.start_another(),
+                Either::Left((Some((device, result)), _)) => {
+                    copies.outstanding.retain(|other| *other != device);
+                    match result {
+                        Ok(()) => durable += 1,
+                        Err(error) => {
+                            last_error = Some(error);
+                            copies.start_another();
+                        }
+                    }
+                }
+                Either::Left((None, _)) => {
+                    let error =
+                        Error::new(ErrorKind::Poisoned, "write journal").context(format_args!(
+                            "{durable} devices took a batch, {needed} are needed; reopen the pod"
+                        ));
+                    return Err(match last_error {
+                        Some(source) => error.source(source),
+                        None => error,
+                    });
+                }
+            }
+        }
+        copies.leave_late_ones();
+        Ok(())
+    }
+
+    /// Devices to write a batch to, in order of preference: turning with the position, those that
+    /// owe a late copy last.
+    fn journal_devices(&self, position: u64) -> Vec<usize> {
+        let count = self.pool.members.len();
+        let turn = bytes_usize(position / crate::units::IO_ALIGN) % count;
+        let mut devices: Vec<usize> = (0..count)
+            .map(|index| (index + turn) % count)
+            .filter(|device| self.pool.members[*device].in_service())
+            .collect();
+        devices.sort_by_key(|device| self.owes_late_copy(*device));
+        devices
+    }
+
+    fn owes_late_copy(&self, device: usize) -> bool {
+        self.journal.late_copies[device].load(Ordering::Acquire) > 0
+    }
+
+    /// Makes what is now contiguously durable visible, acknowledges it, and sends the next batch.
+    fn batch_finished(self: &Arc<Self>, number: u64, result: Result<()>) {
+        {
+            let _in_order = self.journal.completion.lock();
+            let (ready, failed) = {
+                let mut state = self.journal.state.lock();
+                match result {
+                    Ok(()) => (take_durable_prefix(&mut state, number), None),
+                    Err(error) => (Vec::new(), Some(fail_all(&mut state, error))),
+                }
+            };
+            for entry in ready {
+                self.make_visible(&entry.records);
+                drop(entry.hold);
+                let _ = entry.done.send(Ok(entry.lsn));
+            }
+            if let Some((entries, error)) = failed {
+                tracing::error!(error = error.chain(), "journal failed; the pod is read-only");
+                for entry in entries {
+                    let _ = entry.done.send(Err(error.duplicate()));
+                }
+                self.journal.room.notify_waiters();
+            }
+        }
+        self.kick();
+    }
+}
+
+/// The copies of one batch under way.
+struct Copies {
+    engine: Arc<Engine>,
+    position: u64,
+    bytes: Bytes,
+    candidates: std::vec::IntoIter<usize>,
+    writes: FuturesUnordered<LocalBoxFuture<(usize, Result<()>)>>,
+    /// Devices with a copy under way.
+    outstanding: Vec<usize>,
+}
+
+impl Copies {
+    /// Starts a copy on the next candidate, if there is one.
+    ///
+    /// A device that owes a late copy is written only after that is over: the late one could
+    /// otherwise land on top, once the ring has come around.
+    fn start_another(&mut self) {
+        let Some(device) = self.candidates.next() else { return };
+        self.outstanding.push(device);
+        let (engine, position) = (Arc::clone(&self.engine), self.position);
+        let bytes = self.bytes.clone();
+        self.writes.push(Box::pin(async move {
+            while engine.owes_late_copy(device) {
+                engine.env.sleep(LATE_POLL).await;
+            }
+            let offset = JOURNAL_OFFSET + position % engine.journal.ring;
+            let member = &engine.pool.members[device];
+            (device, member.write(offset, bytes, Durability::Durable).await)
+        }));
+    }
+
+    /// Sees copies that are not needed any more to their end.
+    fn leave_late_ones(self) {
+        let Self { engine, mut writes, outstanding, .. } = self;
+        if outstanding.is_empty() {
+            return;
+        }
+        for device in outstanding {
+            engine.journal.late_copies[device].fetch_add(1, Ordering::AcqRel);
+        }
+        let env = Arc::clone(&engine.env);
+        env.spawn(Box::pin(async move {
+            while let Some((device, _)) = writes.next().await {
+                engine.journal.late_copies[device].fetch_sub(1, Ordering::AcqRel);
+            }
+        }));
+    }
+}
+
+/// How many entries of `open` fit into one batch, and the bytes of its body.
+fn fitting(open: &VecDeque<PendingEntry>, limit: u64) -> (usize, u64) {
+    let (mut count, mut body_bytes) = (0, 0);
+    for entry in open {
+        let bytes: u64 = entry.records.iter().map(|record| record.header.stride()).sum();
+        if count > 0 && batch_bytes(body_bytes + bytes) > limit {
+            break;
+        }
+        count += 1;
+        body_bytes += bytes;
+    }
+    (count, body_bytes)
+}
+
+/// Where a batch goes: at the head, or at the ring's next start if it would wrap.
+pub(super) fn place_batch(head: u64, bytes: u64, ring: u64) -> u64 {
+    if head % ring + bytes <= ring { head } else { round_up(head, ring) }
+}
+
+fn encode_batch(
+    header: &mut BatchHeader,
+    pod: crate::format::PodId,
+    records: &[Arc<BufferedRecord>],
+) -> Bytes {
+    let mut batch = AlignedBuf::zeroed(bytes_usize(header.batch_bytes()));
+    let mut at = BATCH_HEADER_BYTES;
+    for record in records {
+        let place = JOURNAL_PLACE | (header.position + bytes_u64(at));
+        batch[at..at + RECORD_HEADER_BYTES].copy_from_slice(&record.header.encode(pod, place));
+        let payload = at + RECORD_HEADER_BYTES;
+        batch[payload..payload + record.payload.len()].copy_from_slice(&record.payload);
+        at += bytes_usize(record.header.stride());
+    }
+    assert_eq!(bytes_u64(at - BATCH_HEADER_BYTES), header.body_bytes);
+    header.body_checksum = crc64(&batch[BATCH_HEADER_BYTES..at]);
+    batch[..BATCH_HEADER_BYTES].copy_from_slice(&header.encode(pod));
+    batch.freeze()
+}
+
+fn take_durable_prefix(state: &mut State, number: u64) -> Vec<PendingEntry> {
+    if let Some(batch) = state.in_flight.iter_mut().find(|batch| batch.number == number) {
+        batch.durable = true;
+    }
+    let mut ready = Vec::new();
+    while state.in_flight.front().is_some_and(|batch| batch.durable) {
+        let Some(batch) = state.in_flight.pop_front() else { break };
+        state.durable_lsn = Lsn(batch.next_lsn.0 - 1);
+        ready.extend(batch.entries);
+    }
+    ready
+}
+
+fn fail_all(state: &mut State, error: Error) -> (Vec<PendingEntry>, Error) {
+    let copy = error.duplicate();
+    state.failed.get_or_insert(error);
+    let in_flight = std::mem::take(&mut state.in_flight);
+    let mut entries: Vec<PendingEntry> =
+        in_flight.into_iter().flat_map(|batch| batch.entries).collect();
+    entries.extend(std::mem::take(&mut state.open));
+    state.open_bytes = 0;
+    (entries, copy)
+}

@@ -1,0 +1,382 @@
+//! The map of one layer: a radix tree of 512-entry nodes, of which some are in memory.
+//!
+//! Pure bookkeeping, no I/O: where a node is missing, the answer says which one to load from
+//! where. Only the mapper changes it.
+//!
+//! # Invariants
+//! * A dirty node is in memory. Leaves are changed by the mapper at any time, higher nodes only by
+//!   a checkpoint, when a child moved.
+//! * `fresh` holds the leaves that no parent points at yet.
+
+use std::collections::BTreeSet;
+
+use rustc_hash::FxHashMap;
+
+use crate::format::location::Location;
+use crate::format::node::MAP_LEVELS;
+use crate::format::node::NODE_ENTRIES;
+use crate::format::node::NodeEntries;
+use crate::format::node::NodeKey;
+use crate::format::node::empty_node;
+use crate::units::Lba;
+
+/// A node in memory.
+struct Node {
+    entries: NodeEntries,
+    /// Looked at since the last eviction pass.
+    used: bool,
+}
+
+/// A node that must be read before the question can be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Which.
+    pub key: NodeKey,
+    /// From where.
+    pub location: Location,
+}
+
+/// The tree.
+pub struct Map {
+    root: Location,
+    levels: [FxHashMap<u64, Node>; MAP_LEVELS as usize],
+    dirty: BTreeSet<NodeKey>,
+    fresh: BTreeSet<u64>,
+}
+
+/// The highest node.
+const ROOT: NodeKey = NodeKey { level: MAP_LEVELS - 1, index: 0 };
+
+impl Map {
+    /// A map whose highest node is stored at `root`; [`Location::HOLE`] for an empty one.
+    #[must_use]
+    pub fn new(root: Location) -> Self {
+        Self {
+            root,
+            levels: std::array::from_fn(|_| FxHashMap::default()),
+            dirty: BTreeSet::new(),
+            fresh: BTreeSet::new(),
+        }
+    }
+
+    /// Where the highest node is stored.
+    #[must_use]
+    pub fn root(&self) -> Location {
+        self.root
+    }
+
+    /// Whether nothing is mapped, in memory or stored.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.root == Location::HOLE && self.dirty.is_empty()
+    }
+
+    /// The location of block `lba`.
+    ///
+    /// # Errors
+    /// A node to load first.
+    #[inline]
+    pub fn get(&mut self, lba: Lba) -> Result<Location, Load> {
+        let key = NodeKey::covering(lba, 0);
+        if let Some(leaf) = self.levels[0].get_mut(&key.index) {
+            leaf.used = true;
+            return Ok(leaf.entries[slot_of(lba)]);
+        }
+        match self.find(key) {
+            Some(load) => Err(load),
+            None => Ok(Location::HOLE),
+        }
+    }
+
+    /// For a node that is not in memory: what to load next on the way to it; `None` if it does
+    /// not exist.
+    fn find(&self, key: NodeKey) -> Option<Load> {
+        let mut child = key;
+        while child.level < ROOT.level {
+            let (parent, slot) = child.parent();
+            if let Some(node) = self.levels[usize::from(parent.level)].get(&parent.index) {
+                let location = node.entries[slot];
+                return location.is_stored().then_some(Load { key: child, location });
+            }
+            child = parent;
+        }
+        self.root.is_stored().then_some(Load { key: ROOT, location: self.root })
+    }
+
+    /// Takes in a node that [`Load`] asked for, unless the answer is outdated by now.
+    pub fn loaded(&mut self, load: Load, entries: NodeEntries) {
+        let level = usize::from(load.key.level);
+        if !self.levels[level].contains_key(&load.key.index) && self.find(load.key) == Some(load) {
+            self.levels[level].insert(load.key.index, Node { entries, used: true });
+        }
+    }
+
+    /// Changes the entry of `lba` and returns the old one.
+    ///
+    /// # Errors
+    /// A node to load first; nothing was changed.
+    pub fn set(&mut self, lba: Lba, location: Location) -> Result<Location, Load> {
+        let key = NodeKey::covering(lba, 0);
+        self.ensure(key)?;
+        let leaf = self.levels[0].get_mut(&key.index).expect("ensured above");
+        leaf.used = true;
+        let old = std::mem::replace(&mut leaf.entries[slot_of(lba)], location);
+        if old != location {
+            self.dirty.insert(key);
+        }
+        Ok(old)
+    }
+
+    /// Brings a node into memory, empty if it does not exist.
+    ///
+    /// # Errors
+    /// A node to load first.
+    pub fn ensure(&mut self, key: NodeKey) -> Result<(), Load> {
+        if self.levels[usize::from(key.level)].contains_key(&key.index) {
+            return Ok(());
+        }
+        if let Some(load) = self.find(key) {
+            return Err(load);
+        }
+        let node = Node { entries: empty_node(), used: true };
+        self.levels[usize::from(key.level)].insert(key.index, node);
+        if key.level == 0 {
+            self.fresh.insert(key.index);
+        }
+        Ok(())
+    }
+
+    /// Marks a node for the next checkpoint to write, as reclaim does to move it.
+    ///
+    /// # Errors
+    /// A node to load first.
+    pub fn mark_dirty(&mut self, key: NodeKey) -> Result<(), Load> {
+        self.ensure(key)?;
+        self.dirty.insert(key);
+        Ok(())
+    }
+
+    /// Where `key` is stored, as far as its parent knows.
+    ///
+    /// # Errors
+    /// A node to load first.
+    pub fn stored_at(&self, key: NodeKey) -> Result<Location, Load> {
+        if key == ROOT {
+            return Ok(self.root);
+        }
+        let (parent, slot) = key.parent();
+        match self.levels[usize::from(parent.level)].get(&parent.index) {
+            Some(node) => Ok(node.entries[slot]),
+            None => self.find(parent).map_or(Ok(Location::HOLE), Err),
+        }
+    }
+
+    /// Says that `key` is now stored at `location`; returns where it was stored before.
+    ///
+    /// # Errors
+    /// A node to load first; nothing was changed.
+    pub fn set_stored_at(&mut self, key: NodeKey, location: Location) -> Result<Location, Load> {
+        if key == ROOT {
+            return Ok(std::mem::replace(&mut self.root, location));
+        }
+        let (parent, slot) = key.parent();
+        self.ensure(parent)?;
+        let node = self.levels[usize::from(parent.level)].get_mut(&parent.index);
+        let entry = &mut node.expect("ensured above").entries[slot];
+        let old = std::mem::replace(entry, location);
+        if old != location {
+            self.dirty.insert(parent);
+        }
+        Ok(old)
+    }
+
+    /// Dirty nodes of `level`, with their entries; they are clean afterwards.
+    pub fn take_dirty(&mut self, level: u8) -> Vec<(NodeKey, NodeEntries)> {
+        let keys: Vec<NodeKey> =
+            self.dirty.iter().filter(|key| key.level == level).copied().collect();
+        keys.into_iter()
+            .map(|key| {
+                self.dirty.remove(&key);
+                self.fresh.remove(&key.index);
+                (key, self.levels[usize::from(level)][&key.index].entries.clone())
+            })
+            .collect()
+    }
+
+    /// Puts nodes back that a failed checkpoint took.
+    pub fn restore_dirty(&mut self, keys: impl Iterator<Item = NodeKey>) {
+        for key in keys {
+            if key.level == 0 && self.stored_at(key) == Ok(Location::HOLE) {
+                self.fresh.insert(key.index);
+            }
+            self.dirty.insert(key);
+        }
+    }
+
+    /// Number of dirty nodes.
+    #[must_use]
+    pub fn dirty_count(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// Number of nodes in memory.
+    #[must_use]
+    pub fn node_count(&self) -> usize {
+        self.levels.iter().map(FxHashMap::len).sum()
+    }
+
+    /// Drops about half of the clean nodes that were not looked at since the last call; returns
+    /// how many.
+    pub fn evict(&mut self) -> usize {
+        let mut dropped = 0;
+        for (level, nodes) in self.levels.iter_mut().enumerate() {
+            let level = u8::try_from(level).expect("four levels");
+            let (dirty, fresh) = (&self.dirty, &self.fresh);
+            nodes.retain(|index, node| {
+                let pinned = dirty.contains(&NodeKey { level, index: *index })
+                    || (level == 0 && fresh.contains(index));
+                let keep = pinned || std::mem::take(&mut node.used);
+                dropped += usize::from(!keep);
+                keep
+            });
+        }
+        dropped
+    }
+
+    /// Drops a node that is empty and no longer stored.
+    pub fn forget(&mut self, key: NodeKey) {
+        if !self.dirty.contains(&key) {
+            self.levels[usize::from(key.level)].remove(&key.index);
+        }
+    }
+
+    /// The first leaf at or after leaf number `from` that exists, in memory or stored.
+    ///
+    /// # Errors
+    /// A node to load first.
+    pub fn next_leaf(&self, from: u64) -> Result<Option<u64>, Load> {
+        let fresh = self.fresh.range(from..).next().copied();
+        let stored = self.next_stored(ROOT, from)?;
+        Ok(match (fresh, stored) {
+            (Some(fresh), Some(stored)) => Some(fresh.min(stored)),
+            (one, other) => one.or(other),
+        })
+    }
+
+    /// The first leaf at or after `from` that a stored pointer below `key` leads to.
+    fn next_stored(&self, key: NodeKey, from: u64) -> Result<Option<u64>, Load> {
+        let Some(node) = self.levels[usize::from(key.level)].get(&key.index) else {
+            return self.find(key).map_or(Ok(None), Err);
+        };
+        let leaves_per_entry = 1_u64 << (9 * u32::from(key.level - 1));
+        let first_leaf = key.index * NODE_ENTRIES as u64 * leaves_per_entry;
+        let start = from.saturating_sub(first_leaf) / leaves_per_entry;
+        for slot in start..NODE_ENTRIES as u64 {
+            if !node.entries[crate::units::bytes_usize(slot)].is_stored() {
+                continue;
+            }
+            let child =
+                NodeKey { level: key.level - 1, index: key.index * NODE_ENTRIES as u64 + slot };
+            if child.level == 0 {
+                return Ok(Some(child.index));
+            }
+            if let Some(leaf) = self.next_stored(child, from)? {
+                return Ok(Some(leaf));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn slot_of(lba: Lba) -> usize {
+    crate::units::bytes_usize(lba.0 & (NODE_ENTRIES as u64 - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Nodes "on disk", by made-up location.
+    #[derive(Default)]
+    struct Store {
+        nodes: BTreeMap<u64, NodeEntries>,
+        next: u64,
+    }
+
+    impl Store {
+        fn with<T>(&self, map: &mut Map, mut ask: impl FnMut(&mut Map) -> Result<T, Load>) -> T {
+            loop {
+                match ask(map) {
+                    Ok(value) => return value,
+                    Err(load) => map.loaded(load, self.nodes[&load.location.0].clone()),
+                }
+            }
+        }
+
+        fn checkpoint(&mut self, map: &mut Map) {
+            for level in 0..MAP_LEVELS {
+                for (key, entries) in map.take_dirty(level) {
+                    let empty = entries.iter().all(|entry| *entry == Location::HOLE);
+                    self.next += 128;
+                    let location = if empty { Location::HOLE } else { Location(self.next) };
+                    if !empty {
+                        self.nodes.insert(self.next, entries);
+                    }
+                    self.with(map, |map| map.set_stored_at(key, location));
+                    if empty {
+                        map.forget(key);
+                    }
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn map_equals_a_plain_table_through_checkpoints_and_eviction(
+            steps in prop::collection::vec((0_u64..5_000, 0_u64..3, 0_u8..12), 1..60)
+        ) {
+            let spread = |n: u64| Lba(n * 104_729 % (1 << 30));
+            let mut store = Store::default();
+            let mut map = Map::new(Location::HOLE);
+            let mut model = BTreeMap::new();
+            for (lba, value, action) in steps {
+                let lba = spread(lba);
+                let old = store.with(&mut map, |map| map.set(lba, Location(value)));
+                prop_assert_eq!(old, model.insert(lba, Location(value)).unwrap_or(Location::HOLE));
+                if action == 0 {
+                    store.checkpoint(&mut map);
+                    prop_assert_eq!(map.dirty_count(), 0);
+                }
+                if action < 3 {
+                    map.evict();
+                    map.evict();
+                }
+                if action == 4 {
+                    store.checkpoint(&mut map);
+                    map = Map::new(map.root());
+                }
+            }
+            let mut leaves: Vec<u64> = model.iter()
+                .filter(|(_, location)| **location != Location::HOLE)
+                .map(|(lba, _)| lba.0 / 512)
+                .collect();
+            leaves.dedup();
+            for (lba, location) in &model {
+                prop_assert_eq!(store.with(&mut map, |map| map.get(*lba)), *location);
+            }
+            store.checkpoint(&mut map);
+            let mut found = Vec::new();
+            let mut from = 0;
+            while let Some(leaf) = store.with(&mut map, |map| map.next_leaf(from)) {
+                found.push(leaf);
+                from = leaf + 1;
+            }
+            prop_assert_eq!(found, leaves);
+        }
+    }
+}

@@ -1,0 +1,565 @@
+//! The mapper: the one task that moves records from the write buffer into segments and changes
+//! maps, live counts and the segment table.
+//!
+//! It takes whole entries in LSN order, lays their records into rows, and when those are durable
+//! points the map at each block the buffer still holds that very record for, then takes the record
+//! out of the buffer. Checkpoints ([`super::checkpoint`]) and reclaim ([`super::reclaim`]) run in
+//! the same task, so nothing else changes a map meanwhile.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Engine;
+use super::layer::Layer;
+use super::map::Load;
+use super::record::BufferedRecord;
+use crate::env::timeout;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::format::location::Location;
+use crate::format::node::NODE_ENTRIES;
+use crate::format::node::NodeKey;
+use crate::format::record::RECORD_HEADER_BYTES;
+use crate::format::record::RecordHeader;
+use crate::format::record::RecordKind;
+use crate::pool::row::GROUP_ROWS_MAX;
+use crate::pool::row::RowGroup;
+use crate::units::Lba;
+use crate::units::Lsn;
+use crate::units::SegmentId;
+use crate::units::bytes_u64;
+use crate::units::bytes_usize;
+
+/// Records written to segments together.
+const GROUP_BYTES: u64 = 2 << 20;
+/// How long the mapper sleeps without being woken.
+const TICK: Duration = Duration::from_millis(500);
+/// How long it waits after a failure before it tries again.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// A checkpoint is made after this long with changes.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Acknowledged records on their way to segments, in LSN order.
+#[derive(Default)]
+pub(super) struct BufferQueue {
+    pub(super) records: VecDeque<Arc<BufferedRecord>>,
+    pub(super) bytes: u64,
+}
+
+/// What a record is appended to the log for; each kind has its own open segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stream {
+    /// Data and map nodes.
+    Data,
+    /// Segment table, catalog and root, found through the checkpoint root.
+    Metadata,
+}
+
+/// The segment a stream is writing to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OpenSegment {
+    pub(super) id: SegmentId,
+    pub(super) next_row: u64,
+}
+
+/// A record for the log.
+pub(super) struct LogItem {
+    pub(super) header: RecordHeader,
+    pub(super) payload: Bytes,
+}
+
+/// State of the mapper task; nothing else touches it.
+pub(super) struct Mapper {
+    pub(super) engine: Arc<Engine>,
+    open: [Option<OpenSegment>; 2],
+    /// Every entry up to here is mapped.
+    pub(super) mapped: Lsn,
+    /// Something changed since the last checkpoint.
+    pub(super) changed: bool,
+    pub(super) last_checkpoint: Duration,
+    pub(super) checkpoint: super::checkpoint::CheckpointState,
+    /// No victim was worth reclaiming when last looked.
+    pub(super) exhausted: bool,
+}
+
+impl Mapper {
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        mapped: Lsn,
+        checkpoint: super::checkpoint::CheckpointState,
+    ) -> Self {
+        let last_checkpoint = engine.env.now();
+        Self {
+            engine,
+            open: [None, None],
+            mapped,
+            changed: false,
+            last_checkpoint,
+            checkpoint,
+            exhausted: false,
+        }
+    }
+
+    /// Runs until the engine stops; then drains the buffer and writes a last checkpoint.
+    pub(super) async fn run(mut self) {
+        let engine = Arc::clone(&self.engine);
+        while !engine.stopping.load(Ordering::Acquire) {
+            if !self.has_work() {
+                let _ = timeout(&engine.env, TICK, engine.wake.notified()).await;
+            }
+            if let Err(error) = self.work().await {
+                self.report(&error);
+                self.engine.env.sleep(RETRY_AFTER).await;
+            }
+            self.publish_space();
+        }
+        let result = self.finish().await;
+        if let Err(error) = &result {
+            self.report(error);
+        }
+        self.engine.stopped.send_replace(Some(result.map_err(|error| error.duplicate())));
+    }
+
+    fn report(&self, error: &Error) {
+        tracing::warn!(error = error.chain(), "background work failed; it will be tried again");
+    }
+
+    /// Drains and checkpoints, so that the next start has nothing to replay.
+    async fn finish(&mut self) -> Result<()> {
+        if let Some(error) = self.engine.journal.failure() {
+            return Err(error);
+        }
+        self.write_checkpoint().await
+    }
+
+    fn has_work(&self) -> bool {
+        self.wants_checkpoint() || self.wants_drain() || self.wants_reclaim()
+    }
+
+    async fn work(&mut self) -> Result<()> {
+        if self.wants_checkpoint() {
+            self.write_checkpoint().await?;
+        } else if self.wants_drain() {
+            self.write_group().await?;
+        }
+        self.clear_dropped_layers().await?;
+        if self.wants_reclaim() {
+            self.reclaim().await?;
+        }
+        Ok(())
+    }
+
+    fn wants_drain(&self) -> bool {
+        let ring = self.engine.pool.geometry.journal_bytes;
+        self.engine.buffer.lock().bytes > ring / 8
+            || self.engine.space.is_short() && !self.engine.buffer.lock().records.is_empty()
+    }
+
+    fn wants_checkpoint(&self) -> bool {
+        let engine = &self.engine;
+        let ring = engine.pool.geometry.journal_bytes;
+        let overdue = self.changed || !engine.buffer.lock().records.is_empty();
+        let idle_for = engine.env.now().saturating_sub(self.last_checkpoint);
+        engine.journal.used_bytes() > ring / 2
+            || self.dirty_nodes() > engine.dirty_nodes_max / 2
+            || (overdue && idle_for >= CHECKPOINT_INTERVAL)
+            || (engine.space.is_short() && engine.pool.table.lock().empty_segments() > 0)
+            || engine.pool.table.lock().ids_exhausted()
+    }
+
+    fn dirty_nodes(&self) -> usize {
+        let layers = self.engine.layers();
+        layers.iter().map(|layer| layer.state.lock().map.dirty_count()).sum()
+    }
+
+    /// Maps every entry up to `cut`.
+    pub(super) async fn drain_to(&mut self, cut: Lsn) -> Result<()> {
+        while self.mapped < cut {
+            self.write_group().await?;
+        }
+        Ok(())
+    }
+
+    /// Moves the oldest entries of the buffer to segments and maps.
+    pub(super) async fn write_group(&mut self) -> Result<()> {
+        let group = self.peek_group();
+        let Some(last) = group.last().map(|record| record.header.lsn) else {
+            self.mapped = self.mapped.max(self.engine.journal.durable_lsn());
+            return Ok(());
+        };
+        self.changed = true;
+        let live: Vec<&Arc<BufferedRecord>> =
+            group.iter().filter(|record| self.is_worth_writing(record)).collect();
+        let items: Vec<LogItem> = live
+            .iter()
+            .map(|record| LogItem { header: record.header, payload: record.payload.clone() })
+            .collect();
+        let locations = self.append_records(Stream::Data, &items).await?;
+        for (record, location) in live.into_iter().zip(locations) {
+            self.map_record(record, location).await?;
+        }
+        for record in group.iter().filter(|record| record.header.kind == RecordKind::Zero) {
+            Box::pin(self.map_zero(record)).await?;
+        }
+        self.forget_group(group.len());
+        self.mapped = last;
+        Ok(())
+    }
+
+    /// The oldest entries, whole, up to [`GROUP_BYTES`]. They stay queued until they are mapped.
+    fn peek_group(&self) -> Vec<Arc<BufferedRecord>> {
+        let queue = self.engine.buffer.lock();
+        let (mut bytes, mut group) = (0, Vec::new());
+        for record in &queue.records {
+            bytes += record.header.stride();
+            group.push(Arc::clone(record));
+            if record.header.last_of_entry && bytes >= GROUP_BYTES {
+                break;
+            }
+        }
+        group
+    }
+
+    fn forget_group(&self, count: usize) {
+        let mut queue = self.engine.buffer.lock();
+        let done: Vec<_> = queue.records.drain(..count).collect();
+        queue.bytes -= done.iter().map(|record| record.header.stride()).sum::<u64>();
+    }
+
+    /// A record superseded by a later durable one never reaches a segment.
+    fn is_worth_writing(&self, record: &Arc<BufferedRecord>) -> bool {
+        let Some(layer) = &record.layer else { return false };
+        record.header.kind == RecordKind::Data
+            && !layer.dropping.load(Ordering::Acquire)
+            && layer.state.lock().index.owns_any(record)
+    }
+
+    /// Appends records to the log.
+    ///
+    /// # Durability
+    /// On `Ok` all of them are durable at the returned locations; no map refers to them yet.
+    ///
+    /// # Errors
+    /// `NoSpace` without a free segment, `DeviceFailed` with fewer than k devices.
+    pub(super) async fn append_records(
+        &mut self,
+        stream: Stream,
+        items: &[LogItem],
+    ) -> Result<Vec<Location>> {
+        let mut locations = Vec::with_capacity(items.len());
+        while locations.len() < items.len() {
+            let mut group = self.open_group(stream)?;
+            let placed = self.fill(&mut group, &items[locations.len()..]);
+            let (segment, rows) = (group.segment, group.first_row + bytes_u64(group.rows()));
+            match self.engine.pool.write_rows(group, self.engine.epoch).await {
+                Ok(()) => {
+                    locations.extend(placed);
+                    self.rows_written(stream, segment, rows);
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        error = error.chain(),
+                        segment = segment.0,
+                        "segment closed early"
+                    );
+                    self.close_segment(stream);
+                }
+            }
+        }
+        Ok(locations)
+    }
+
+    /// The next rows of the stream's open segment, or of a new one.
+    fn open_group(&mut self, stream: Stream) -> Result<RowGroup> {
+        let geometry = self.engine.pool.geometry;
+        let open = match self.open[stream as usize] {
+            Some(open) => open,
+            None => OpenSegment { id: self.allocate(stream)?, next_row: 0 },
+        };
+        self.open[stream as usize] = Some(open);
+        let rows = (geometry.rows() - open.next_row).min(GROUP_ROWS_MAX as u64);
+        Ok(RowGroup::new(open.id, open.next_row, bytes_usize(rows), geometry.data_strips))
+    }
+
+    fn allocate(&mut self, stream: Stream) -> Result<SegmentId> {
+        let pool = &self.engine.pool;
+        let usable: Vec<bool> =
+            pool.members.iter().map(|member| member.in_service() && !member.is_full()).collect();
+        let metadata = stream == Stream::Metadata;
+        pool.table.lock().allocate(metadata, &usable).ok_or_else(|| {
+            Error::new(ErrorKind::NoSpace, "open segment").context("no free segment")
+        })
+    }
+
+    /// Places as many items as fit and returns where they will be.
+    fn fill(&self, group: &mut RowGroup, items: &[LogItem]) -> Vec<Location> {
+        let geometry = &self.engine.pool.geometry;
+        let space = geometry.space();
+        let mut placed = Vec::new();
+        for item in items {
+            let Some((address, memory)) = group.place(bytes_usize(item.header.stride())) else {
+                break;
+            };
+            let place = space.log_address(address);
+            let (head, rest) = memory.split_at_mut(RECORD_HEADER_BYTES);
+            head.copy_from_slice(&item.header.encode(geometry.pod, place));
+            rest[..item.payload.len()].copy_from_slice(&item.payload);
+            placed.push(space.location(address, item.header.record_bytes()));
+        }
+        placed
+    }
+
+    fn rows_written(&mut self, stream: Stream, segment: SegmentId, rows: u64) {
+        self.engine.pool.table.lock().set_rows(segment, rows);
+        if rows == self.engine.pool.geometry.rows() {
+            self.close_segment(stream);
+        } else {
+            self.open[stream as usize] = Some(OpenSegment { id: segment, next_row: rows });
+        }
+    }
+
+    pub(super) fn close_segment(&mut self, stream: Stream) {
+        if let Some(open) = self.open[stream as usize].take() {
+            self.engine.pool.table.lock().close(open.id);
+        }
+    }
+
+    /// The segment the next record of the stream will be in.
+    pub(super) fn next_segment(&mut self, stream: Stream) -> Result<SegmentId> {
+        Ok(self.open_group(stream)?.segment)
+    }
+
+    /// Points the map at a record for the blocks the buffer still holds it for.
+    async fn map_record(&self, record: &Arc<BufferedRecord>, location: Location) -> Result<()> {
+        let Some(layer) = &record.layer else { return Ok(()) };
+        self.engine.rename_cached(record.cache_key(), location.0);
+        let mut at = record.header.lba.0;
+        while at < record.end_lba() {
+            match self.map_within_leaf(layer, record, at, location) {
+                Ok(next) => at = next,
+                Err(load) => self.engine.load_node(layer, load).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps the record's blocks from `at` to the end of their leaf; returns where to go on.
+    fn map_within_leaf(
+        &self,
+        layer: &Layer,
+        record: &Arc<BufferedRecord>,
+        at: u64,
+        location: Location,
+    ) -> Result<u64, Load> {
+        let end = record.end_lba().min(leaf_end(at));
+        let mut state = layer.state.lock();
+        let owned = state.index.owned_by(record, at..end);
+        if !owned.is_empty() {
+            state.map.get(Lba(at))?;
+        }
+        let mut changes = LiveChanges::default();
+        for lba in owned.into_iter().flatten() {
+            changes.note(state.map.set(Lba(lba), location)?, location);
+        }
+        self.engine.apply_live(layer, &changes, true);
+        state.index.remove(record, at..end);
+        Ok(end)
+    }
+
+    /// Clears the map where the buffer still holds this zero record.
+    ///
+    /// A large one dirties more leaves than may be dirty at once, so checkpoints come in between.
+    async fn map_zero(&mut self, record: &Arc<BufferedRecord>) -> Result<()> {
+        let Some(layer) = &record.layer else { return Ok(()) };
+        let value = if record.header.keep_allocated { Location::ZERO } else { Location::HOLE };
+        let (mut at, mut steps) = (record.header.lba.0, 0_usize);
+        while at < record.end_lba() {
+            match self.zero_within_leaf(layer, record, at, value) {
+                Ok(next) => at = next,
+                Err(load) => self.engine.load_node(layer, load).await?,
+            }
+            steps += 1;
+            if steps.is_multiple_of(64) && self.dirty_nodes() > self.engine.dirty_nodes_max / 2 {
+                self.checkpoint_mapped().await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn zero_within_leaf(
+        &self,
+        layer: &Layer,
+        record: &Arc<BufferedRecord>,
+        at: u64,
+        value: Location,
+    ) -> Result<u64, Load> {
+        let mut state = layer.state.lock();
+        if value == Location::HOLE {
+            // Leaves that do not exist are holes already.
+            let next = state.map.next_leaf(at / NODE_ENTRIES as u64)?;
+            let start = next.map_or(u64::MAX, |leaf| leaf.saturating_mul(NODE_ENTRIES as u64));
+            if start > at {
+                let end = record.end_lba().min(start);
+                state.index.remove(record, at..end);
+                return Ok(end);
+            }
+        }
+        let end = record.end_lba().min(leaf_end(at));
+        let owned = state.index.owned_by(record, at..end);
+        if !owned.is_empty() {
+            state.map.get(Lba(at))?;
+        }
+        let mut changes = LiveChanges::default();
+        for lba in owned.into_iter().flatten() {
+            changes.note(state.map.set(Lba(lba), value)?, value);
+        }
+        self.engine.apply_live(layer, &changes, true);
+        state.index.remove(record, at..end);
+        Ok(end)
+    }
+
+    /// Sets one entry if it still is `old`, as reclaim does. Returns whether it was.
+    pub(super) async fn replace_if(
+        &self,
+        layer: &Layer,
+        lba: Lba,
+        old: Location,
+        new: Location,
+    ) -> Result<bool> {
+        loop {
+            let replaced = {
+                let mut state = layer.state.lock();
+                match state.map.get(lba) {
+                    Ok(found) if found != old => Ok(false),
+                    Ok(_) => state.map.set(lba, new).map(|_| true),
+                    Err(load) => Err(load),
+                }
+            };
+            match replaced {
+                Ok(replaced) => {
+                    if replaced {
+                        let mut changes = LiveChanges::default();
+                        changes.note(old, new);
+                        self.engine.apply_live(layer, &changes, true);
+                    }
+                    return Ok(replaced);
+                }
+                Err(load) => self.engine.load_node(layer, load).await?,
+            }
+        }
+    }
+
+    /// Clears the maps of deleted layers, a bounded number of leaves at a time.
+    async fn clear_dropped_layers(&mut self) -> Result<()> {
+        const LEAVES_PER_TURN: usize = 64;
+        for layer in self.engine.layers() {
+            if !layer.dropping.load(Ordering::Acquire) {
+                continue;
+            }
+            for _leaf in 0..LEAVES_PER_TURN {
+                if !self.clear_one_leaf(&layer).await? {
+                    break;
+                }
+                self.changed = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Clears the first leaf that has anything in it; false if there is none.
+    async fn clear_one_leaf(&self, layer: &Layer) -> Result<bool> {
+        let mut from = 0;
+        loop {
+            let step = self.clear_leaf_from(layer, from);
+            match step {
+                Ok(ClearStep::Cleared) => return Ok(true),
+                Ok(ClearStep::Empty { leaf }) => from = leaf + 1,
+                Ok(ClearStep::Done) => return Ok(false),
+                Err(load) => self.engine.load_node(layer, load).await?,
+            }
+        }
+    }
+
+    fn clear_leaf_from(&self, layer: &Layer, from: u64) -> Result<ClearStep, Load> {
+        let mut state = layer.state.lock();
+        let Some(leaf) = state.map.next_leaf(from)? else { return Ok(ClearStep::Done) };
+        let first = leaf * NODE_ENTRIES as u64;
+        state.map.ensure(NodeKey { level: 0, index: leaf })?;
+        let mut changes = LiveChanges::default();
+        for lba in first..first + NODE_ENTRIES as u64 {
+            changes.note(state.map.set(Lba(lba), Location::HOLE)?, Location::HOLE);
+        }
+        let empty = changes.is_empty();
+        self.engine.apply_live(layer, &changes, true);
+        Ok(if empty { ClearStep::Empty { leaf } } else { ClearStep::Cleared })
+    }
+
+    /// Tells the door how much room there is.
+    pub(super) fn publish_space(&self) {
+        self.engine.publish_space(self.exhausted);
+    }
+}
+
+enum ClearStep {
+    Cleared,
+    Empty { leaf: u64 },
+    Done,
+}
+
+/// First block past the leaf that holds `lba`.
+fn leaf_end(lba: u64) -> u64 {
+    let leaf = NodeKey::covering(Lba(lba), 0);
+    leaf.first_lba() + leaf.blocks()
+}
+
+/// Changes of map entries, gathered to be applied to the segment table together with them.
+#[derive(Default)]
+pub(super) struct LiveChanges {
+    changes: Vec<(Location, Location)>,
+}
+
+impl LiveChanges {
+    /// An entry changed from `old` to `new`.
+    pub(super) fn note(&mut self, old: Location, new: Location) {
+        if old != new {
+            self.changes.push((old, new));
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+}
+
+impl Engine {
+    /// Brings live counts in line with changed entries. `blocks`: they are blocks of the layer,
+    /// not node pointers.
+    pub(super) fn apply_live(&self, layer: &Layer, changes: &LiveChanges, blocks: bool) {
+        if changes.is_empty() {
+            return;
+        }
+        let space = self.pool.geometry.space();
+        let mut table = self.pool.table.lock();
+        for (old, new) in &changes.changes {
+            if let Some(address) = space.address(*old) {
+                table.remove_live(address.segment, 1);
+            }
+            if let Some(address) = space.address(*new) {
+                table.add_live(address.segment, 1, 1);
+            }
+            if blocks {
+                if new.is_stored() {
+                    layer.mapped_blocks.fetch_add(1, Ordering::Relaxed);
+                }
+                if old.is_stored() {
+                    layer.mapped_blocks.fetch_sub(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}

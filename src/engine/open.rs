@@ -1,0 +1,490 @@
+//! Creating a pod, and opening one after a stop of any kind.
+//!
+//! Order of an open: superblocks → members → checkpoint → journal's end → epoch, `epoch_start`
+//! and `id_limit` durable → batches with too few copies copied → write buffer filled → serving.
+//! Nothing is written before the new epoch is durable.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+use parking_lot::RwLock;
+use tokio::sync::Notify;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::Engine;
+use super::Layers;
+use super::catalog::Catalog;
+use super::catalog::MemberRecord;
+use super::checkpoint::CheckpointState;
+use super::checkpoint::ID_GRANT;
+use super::journal::JOURNAL_BYTES_MIN;
+use super::journal::Journal;
+use super::layer::Layer;
+use super::mapper::BufferQueue;
+use super::mapper::Mapper;
+use super::read::decode_payload;
+use super::record::BufferedRecord;
+use super::recovery;
+use super::recovery::ReplayRecord;
+use super::space::Space;
+use crate::cache::ChunkCache;
+use crate::device::DeviceRef;
+use crate::env::EnvRef;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::format::PodId;
+use crate::format::location::Location;
+use crate::format::node::NODE_BYTES;
+use crate::format::node::NODE_ENTRIES;
+use crate::format::node::decode_node;
+use crate::format::record::RecordKind;
+use crate::format::record::decode_record;
+use crate::format::root::CheckpointRoot;
+use crate::format::superblock::Superblock;
+use crate::format::table::PAGE_ENTRIES;
+use crate::format::table::SegmentEntry;
+use crate::format::table::decode_page;
+use crate::format::unit::UNIT_BYTES;
+use crate::pool::Geometry;
+use crate::pool::Pool;
+use crate::pool::member::Member;
+use crate::pool::read::ReadOutcome;
+use crate::pool::superblock::DeviceSuperblock;
+use crate::pool::superblock::read_superblock;
+use crate::pool::superblock::write_superblock;
+use crate::units::BranchId;
+use crate::units::IO_ALIGN;
+use crate::units::LayerId;
+use crate::units::Lba;
+use crate::units::Lsn;
+use crate::units::bytes_u64;
+use crate::units::format_size;
+
+/// Most segments a full pod has: bounds the table in memory.
+const SEGMENTS_MAX: u64 = 1 << 20;
+/// Fewest segments a pod is useful with.
+const SEGMENTS_MIN: u64 = 16;
+/// Largest strip chosen for small pods: units are written 16 at a time, so larger ones gain
+/// nothing until the number of segments must be kept down.
+const STRIP_BYTES_PREFERRED: u64 = 4 << 20;
+/// Segments kept for the mapper: two open, two for reclaim.
+const RESERVE_SEGMENTS: u64 = 4;
+/// Most dirty map nodes at once.
+const DIRTY_NODES_MAX: u64 = 8192;
+
+/// What a pod is created with, as far as the engine is concerned.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineFormat {
+    /// Data strips per segment (k).
+    pub data_strips: usize,
+    /// Parity strips per segment (m).
+    pub parity_strips: usize,
+    /// Bytes of the journal's ring on each device.
+    pub journal_bytes: u64,
+}
+
+/// What a pod is opened with, as far as the engine is concerned.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineOptions {
+    /// RAM for decoded chunks.
+    pub cache_bytes: u64,
+    /// RAM for map nodes.
+    pub map_cache_bytes: u64,
+    /// Open with fewer devices than safe.
+    pub force: bool,
+}
+
+impl Engine {
+    /// Writes a new, empty pod to `devices`. Returns its UUID.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for impossible geometries or devices that are too small, `Exists` if a
+    /// device belongs to a pod already.
+    pub async fn format(env: &EnvRef, devices: &[DeviceRef], format: EngineFormat) -> Result<Uuid> {
+        let pod = random_uuid(env);
+        let smallest = devices.iter().map(|device| device.len_bytes()).min().unwrap_or(0);
+        let mut geometry = Geometry {
+            pod: PodId(*pod.as_bytes()),
+            devices: devices.len(),
+            data_strips: format.data_strips,
+            parity_strips: format.parity_strips,
+            strip_bytes: UNIT_BYTES as u64,
+            journal_bytes: format.journal_bytes,
+        };
+        geometry.validate()?;
+        check_journal(format.journal_bytes)?;
+        geometry.strip_bytes = choose_strip_bytes(&geometry, devices);
+        if geometry.regions(smallest) < SEGMENTS_MIN {
+            let needed = geometry.data_offset() + SEGMENTS_MIN * geometry.strip_bytes;
+            return Err(Error::new(ErrorKind::InvalidRequest, "create pod").context(format_args!(
+                "the smallest device has {}, at least {} are needed",
+                format_size(smallest),
+                format_size(needed)
+            )));
+        }
+        for device in devices {
+            if let Some(found) = read_superblock(device).await? {
+                return Err(Error::new(ErrorKind::Exists, "create pod").context(format_args!(
+                    "{} belongs to pod {} already",
+                    device.name(),
+                    Uuid::from_bytes(found.superblock.pod.0)
+                )));
+            }
+        }
+        for (index, device) in devices.iter().enumerate() {
+            let superblock = first_superblock(env, &geometry, index, device.len_bytes());
+            write_superblock(device, &superblock, 0).await?;
+        }
+        Ok(pod)
+    }
+
+    /// Opens a pod and starts its mapper on the calling thread. `devices` are those that are
+    /// there, in any order.
+    ///
+    /// # Errors
+    /// `NotFound` if no device holds a pod, `DeviceFailed` with too few devices, `Corrupt` if
+    /// acknowledged data is missing, `InvalidRequest` for devices of different pods.
+    pub async fn open(
+        env: EnvRef,
+        devices: Vec<DeviceRef>,
+        options: EngineOptions,
+    ) -> Result<Arc<Self>> {
+        let (members, head) = assemble(&env, devices, options.force).await?;
+        let pool = Pool::new(Arc::clone(&env), members, head.clone())?;
+        let loaded = load_checkpoint(&pool, &head).await?;
+        check_members(&pool, &loaded.catalog)?;
+        let recovered = recovery::recover(&pool, &head).await?;
+        let epoch_start = recovery::epoch_start(&recovered);
+        let (epoch, id_limit) = (head.epoch + 1, head.id_limit + ID_GRANT);
+        pool.commit_superblock(|superblock| {
+            superblock.epoch = epoch;
+            superblock.epoch_start = epoch_start;
+            superblock.id_limit = id_limit;
+        })
+        .await?;
+        pool.table.lock().extend_ids(id_limit);
+        recovery::complete_copies(&pool, &recovered).await?;
+        let journal = Journal::new(head.journal_bytes, pool.members.len(), recovered.start.clone());
+        let engine = Arc::new(Self::assembled(env, pool, journal, epoch, options));
+        engine.restore_catalog(loaded.catalog);
+        for record in recovered.records {
+            if record.header.lsn > loaded.cut {
+                engine.replay(record);
+            }
+        }
+        let mapper = Mapper::new(Arc::clone(&engine), loaded.cut, loaded.state);
+        mapper.publish_space();
+        engine.env.spawn(Box::pin(mapper.run()));
+        Ok(engine)
+    }
+
+    fn assembled(
+        env: EnvRef,
+        pool: Pool,
+        journal: Journal,
+        epoch: u64,
+        options: EngineOptions,
+    ) -> Self {
+        let segment_bytes = pool.geometry.segment_bytes();
+        let capacity = pool.table.lock().segments_total() * segment_bytes;
+        // A sixty-fourth of the pod may be dirty nodes, so that small pods can write them too.
+        let dirty_nodes_max = (capacity / 64 / NODE_BYTES as u64).clamp(64, DIRTY_NODES_MAX);
+        let dirty_segments = (dirty_nodes_max * NODE_BYTES as u64).div_ceil(segment_bytes);
+        Self {
+            cache: ChunkCache::new(options.cache_bytes),
+            space: Arc::new(Space::default()),
+            epoch,
+            journal,
+            buffer: Mutex::new(BufferQueue::default()),
+            catalog: Mutex::new(Catalog::new(Vec::new())),
+            layers: RwLock::new(Layers::default()),
+            wake: Notify::new(),
+            stopping: AtomicBool::new(false),
+            stopped: watch::Sender::new(None),
+            nodes: AtomicUsize::new(0),
+            nodes_max: crate::units::bytes_usize(options.map_cache_bytes / NODE_BYTES as u64),
+            dirty_nodes_max: crate::units::bytes_usize(dirty_nodes_max),
+            reserve_segments: RESERVE_SEGMENTS + dirty_segments,
+            checkpoints: AtomicU64::new(0),
+            env,
+            pool,
+        }
+    }
+
+    fn restore_catalog(&self, catalog: Catalog) {
+        for record in catalog.layers.values() {
+            let layer = Layer::new(
+                LayerId(record.id),
+                BranchId(record.branch),
+                Location(record.root),
+                record.mapped_blocks,
+            );
+            layer.dropping.store(record.dropping, Ordering::Release);
+            self.add_layer(layer);
+        }
+        *self.catalog.lock() = catalog;
+    }
+
+    /// Puts a record of the journal back into the write buffer.
+    fn replay(&self, record: ReplayRecord) {
+        let header = record.header;
+        let layer = self.layer_of(header.branch);
+        if layer.is_none() && header.kind != RecordKind::CatalogChange {
+            return; // Its volume was deleted: no layer owns it any more.
+        }
+        let promise = (header.kind == RecordKind::Data).then(|| self.space.hold(header.stride()));
+        // Cache keys need only be unique per record of an entry, which the LBA is enough for.
+        let number = u16::try_from(header.lba.0 & 0xFFF).expect("twelve bits");
+        let payload = record.payload;
+        self.make_visible(&[Arc::new(BufferedRecord { header, payload, layer, promise, number })]);
+    }
+}
+
+fn random_uuid(env: &EnvRef) -> Uuid {
+    Uuid::from_u64_pair(env.random_u64(), env.random_u64())
+}
+
+fn check_journal(journal_bytes: u64) -> Result<()> {
+    if journal_bytes >= JOURNAL_BYTES_MIN && journal_bytes.is_multiple_of(IO_ALIGN) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidRequest, "choose the journal size").context(format_args!(
+        "{}: at least {} and a multiple of {} are needed",
+        format_size(journal_bytes),
+        format_size(JOURNAL_BYTES_MIN),
+        format_size(IO_ALIGN)
+    )))
+}
+
+/// The preferred strip, smaller if the pod would have too few segments, larger if too many.
+fn choose_strip_bytes(geometry: &Geometry, devices: &[DeviceRef]) -> u64 {
+    let segments = |strip_bytes: u64| {
+        let geometry = Geometry { strip_bytes, ..*geometry };
+        let regions: u64 = devices.iter().map(|device| geometry.regions(device.len_bytes())).sum();
+        regions / geometry.strips() as u64
+    };
+    let mut strip_bytes = STRIP_BYTES_PREFERRED;
+    while strip_bytes > UNIT_BYTES as u64 && segments(strip_bytes) < 8 * SEGMENTS_MIN {
+        strip_bytes /= 2;
+    }
+    while segments(strip_bytes) > SEGMENTS_MAX {
+        strip_bytes *= 2;
+    }
+    strip_bytes
+}
+
+fn first_superblock(
+    env: &EnvRef,
+    geometry: &Geometry,
+    index: usize,
+    device_bytes: u64,
+) -> Superblock {
+    Superblock {
+        pod: geometry.pod,
+        device_uuid: *random_uuid(env).as_bytes(),
+        device_index: u16::try_from(index).expect("at most 65535 devices"),
+        device_count: u16::try_from(geometry.devices).expect("at most 65535 devices"),
+        data_strips: u8::try_from(geometry.data_strips).expect("validated"),
+        parity_strips: u8::try_from(geometry.parity_strips).expect("validated"),
+        strip_bytes: geometry.strip_bytes,
+        journal_bytes: geometry.journal_bytes,
+        device_bytes,
+        generation: 1,
+        epoch: 0,
+        epoch_start: Lsn(1),
+        tail_position: 0,
+        tail_lsn: Lsn(1),
+        tail_previous: 0,
+        id_limit: 1,
+        checkpoint: 0,
+        root: Location::HOLE,
+        root_places: Vec::new(),
+    }
+}
+
+/// Reads all superblocks, finds the newest and gives every device its place.
+async fn assemble(
+    env: &EnvRef,
+    devices: Vec<DeviceRef>,
+    force: bool,
+) -> Result<(Vec<Arc<Member>>, Superblock)> {
+    let mut found: Vec<(DeviceRef, DeviceSuperblock)> = Vec::new();
+    for device in devices {
+        match read_superblock(&device).await {
+            Ok(Some(superblock)) => found.push((device, superblock)),
+            Ok(None) => tracing::warn!(device = device.name(), "no superblock; device left out"),
+            Err(error) => {
+                tracing::warn!(device = device.name(), error = error.chain(), "device left out");
+            }
+        }
+    }
+    let newest = found.iter().max_by_key(|(_, found)| found.superblock.generation);
+    let Some(head) = newest.map(|(_, found)| found.superblock.clone()) else {
+        return Err(Error::new(ErrorKind::NotFound, "open pod").context("no device holds one"));
+    };
+    let geometry = Geometry::from(&head);
+    geometry.validate()?;
+    let mut places: Vec<Option<(DeviceRef, DeviceSuperblock)>> =
+        (0..geometry.devices).map(|_| None).collect();
+    for (device, found) in found {
+        let own = &found.superblock;
+        let refuse = |what: &str| {
+            Err(Error::new(ErrorKind::InvalidRequest, "open pod")
+                .context(format_args!("{}: {what}", device.name())))
+        };
+        if own.pod != head.pod {
+            return refuse("it belongs to another pod");
+        }
+        if device.len_bytes() < own.device_bytes {
+            return refuse("it is shorter than when it joined the pod");
+        }
+        let place = &mut places[usize::from(own.device_index)];
+        if place.is_some() {
+            return refuse("another device has the same place in the pod; one of them is a copy");
+        }
+        *place = Some((device, found));
+    }
+    let present = places.iter().flatten().count();
+    let needed = geometry.devices - geometry.absent_max();
+    if present < needed && !force {
+        return Err(Error::new(ErrorKind::DeviceFailed, "open pod").context(format_args!(
+            "{present} of {} devices are there, {needed} are needed; attach the others",
+            geometry.devices
+        )));
+    }
+    let members = places.into_iter().enumerate().map(|(index, place)| {
+        let Some((device, found)) = place else {
+            return Arc::new(Member::new(Arc::clone(env), index, [0; 16], None));
+        };
+        let uuid = found.superblock.device_uuid;
+        let member = Member::new(Arc::clone(env), index, uuid, Some(device));
+        member.note_slot(found.slot);
+        Arc::new(member)
+    });
+    Ok((members.collect(), head))
+}
+
+/// A checkpoint in memory.
+struct Loaded {
+    catalog: Catalog,
+    cut: Lsn,
+    state: CheckpointState,
+}
+
+async fn load_checkpoint(pool: &Pool, head: &Superblock) -> Result<Loaded> {
+    if head.root == Location::HOLE {
+        let members = pool.members.iter().map(|member| MemberRecord {
+            index: member.index,
+            uuid: Uuid::from_bytes(member.uuid),
+        });
+        return Ok(Loaded {
+            catalog: Catalog::new(members.collect()),
+            cut: Lsn(0),
+            state: CheckpointState::default(),
+        });
+    }
+    let strips = pool.geometry.strips();
+    let root = load_root(pool, head).await?;
+    for entry in root.metadata_segments {
+        pool.table.lock().load(entry, None)?;
+    }
+    let mut json = Vec::new();
+    for (part, location) in root.catalog.iter().enumerate() {
+        let part = Lba(bytes_u64(part));
+        json.extend(read_metadata(pool, *location, RecordKind::Catalog, part).await?);
+    }
+    let mut pages = Vec::new();
+    for (number, location) in root.directories.iter().enumerate() {
+        let number = Lba(bytes_u64(number));
+        let directory = read_metadata(pool, *location, RecordKind::TableDirectory, number).await?;
+        pages.extend_from_slice(&decode_node(&directory).map_err(damaged)?[..]);
+    }
+    pages.truncate(usize::try_from(root.pages).unwrap_or(usize::MAX));
+    assert!(pages.len() <= root.directories.len() * NODE_ENTRIES);
+    for (number, location) in pages.iter().enumerate().filter(|(_, page)| page.is_stored()) {
+        let page = Lba(bytes_u64(number));
+        let page = read_metadata(pool, *location, RecordKind::TablePage, page).await?;
+        for (slot, entry) in decode_page(&page, strips).map_err(damaged)?.into_iter().enumerate() {
+            pool.table.lock().load(entry, Some(number * PAGE_ENTRIES + slot))?;
+        }
+    }
+    Ok(Loaded {
+        catalog: Catalog::decode(&json)?,
+        cut: root.cut,
+        state: CheckpointState {
+            number: head.checkpoint,
+            root: head.root,
+            catalog: root.catalog,
+            directories: root.directories,
+            pages,
+        },
+    })
+}
+
+/// Reads the root. Its segment is known from the superblock only, so it enters the table for the
+/// length of the read.
+async fn load_root(pool: &Pool, head: &Superblock) -> Result<CheckpointRoot> {
+    let address = pool.geometry.space().address(head.root);
+    let segment = address.map(|address| address.segment).unwrap_or_default();
+    let entry = SegmentEntry {
+        id: segment,
+        metadata: true,
+        rows: pool.geometry.rows(),
+        live_blocks: 0,
+        blocks_written: 0,
+        places: head.root_places.clone(),
+    };
+    pool.table.lock().load(entry, None)?;
+    let number = Lba(head.checkpoint);
+    let payload = read_metadata(pool, head.root, RecordKind::Root, number).await;
+    pool.table.lock().unload(segment);
+    CheckpointRoot::decode(&payload?, pool.geometry.strips()).map_err(damaged)
+}
+
+async fn read_metadata(
+    pool: &Pool,
+    location: Location,
+    kind: RecordKind,
+    number: Lba,
+) -> Result<Vec<u8>> {
+    let pod = pool.geometry.pod;
+    let outcome = pool.read(location, |bytes, place| {
+        let (header, payload) = decode_record(bytes, pod, place).ok()?;
+        let bytes = crate::units::bytes_usize(u64::from(header.raw_bytes));
+        let right = header.kind == kind && header.lba == number;
+        right.then(|| decode_payload(&header, payload, bytes)).flatten()
+    });
+    match outcome.await.map_err(|error| error.context(format_args!("{kind:?} {number}")))? {
+        ReadOutcome::Found(content) => Ok(content),
+        ReadOutcome::Moved => Err(Error::new(ErrorKind::Corrupt, "load checkpoint")
+            .context(format_args!("{kind:?} {number} lies in an unknown segment"))),
+    }
+}
+
+fn damaged(error: crate::format::DecodeError) -> Error {
+    Error::new(ErrorKind::Corrupt, "load checkpoint").source(error)
+}
+
+/// Refuses devices that the catalog does not name at their place.
+fn check_members(pool: &Pool, catalog: &Catalog) -> Result<()> {
+    for member in pool.members.iter().filter(|member| member.in_service()) {
+        let named = catalog.members.iter().find(|record| record.index == member.index);
+        let uuid = Uuid::from_bytes(member.uuid);
+        // A device that was missing at the first start is named by nobody yet.
+        let known = named.is_none_or(|record| record.uuid == uuid || record.uuid.is_nil());
+        if !known {
+            return Err(Error::new(ErrorKind::InvalidRequest, "open pod").context(format_args!(
+                "{} is not the device the pod has at place {}",
+                member.name(),
+                member.index
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,300 @@
+//! The way out: blocks to records, records to chunks, chunks to pieces.
+//!
+//! A *plan* resolves all blocks of a read under the layer's lock, so that a read of up to the
+//! atomic size never sees half an entry; what the plan names is immutable, so the rest needs no
+//! lock. A read that finds everything in RAM does not wait and does not allocate.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+
+use super::Engine;
+use super::layer::Layer;
+use super::layer::Resolved;
+use super::map::Load;
+use super::record::BufferedRecord;
+use crate::cache::Chunk;
+use crate::codec::compress::decompress;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::format::location::Location;
+use crate::format::node::NODE_BYTES;
+use crate::format::node::NodeKey;
+use crate::format::node::decode_node;
+use crate::format::record::PayloadCodec;
+use crate::format::record::RecordHeader;
+use crate::format::record::RecordKind;
+use crate::format::record::decode_record;
+use crate::pool::read::ReadOutcome;
+use crate::units::BLOCK_BYTES;
+use crate::units::BLOCK_BYTES_U64;
+use crate::units::Lba;
+use crate::units::bytes_u64;
+use crate::units::bytes_usize;
+
+/// Most blocks planned under one lock: 1 MiB, a multiple of the atomic size.
+const PLAN_BLOCKS_MAX: u64 = 256;
+/// A read whose blocks keep moving is tried this often; each try means a whole reclaim went by.
+const MOVED_MAX: usize = 100;
+
+/// Adjacent blocks from one source.
+struct Run {
+    source: Source,
+    lba: u64,
+    blocks: u64,
+}
+
+#[derive(Clone)]
+enum Source {
+    Zero,
+    Buffered(Arc<BufferedRecord>),
+    Stored(Location),
+}
+
+impl Source {
+    fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Zero, Self::Zero) => true,
+            (Self::Buffered(a), Self::Buffered(b)) => Arc::ptr_eq(a, b),
+            (Self::Stored(a), Self::Stored(b)) => a == b,
+            (Self::Zero | Self::Buffered(_) | Self::Stored(_), _) => false,
+        }
+    }
+}
+
+impl From<Resolved> for Source {
+    fn from(resolved: Resolved) -> Self {
+        match resolved {
+            Resolved::Buffered(record) if record.header.kind == RecordKind::Data => {
+                Self::Buffered(record)
+            }
+            Resolved::Mapped(location) if location.is_stored() => Self::Stored(location),
+            Resolved::Buffered(_) | Resolved::Mapped(_) => Self::Zero,
+        }
+    }
+}
+
+/// A part of a read's answer: whole blocks.
+pub enum BlockPiece {
+    /// This many bytes of zeroes.
+    Zero(usize),
+    /// Bytes shared with the cache.
+    Data(Bytes),
+}
+
+thread_local! {
+    /// Reused by every read of the thread that is answered from RAM.
+    static PLAN: RefCell<(Vec<Run>, Vec<Option<Chunk>>)> =
+        const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
+impl Engine {
+    /// Answers from RAM alone: hands every piece to `take` in order and returns true; or returns
+    /// false having handed over nothing.
+    pub fn try_read(
+        &self,
+        layer: &Layer,
+        lba: Lba,
+        blocks: u64,
+        mut take: impl FnMut(BlockPiece),
+    ) -> Result<bool> {
+        if blocks > PLAN_BLOCKS_MAX {
+            return Ok(false);
+        }
+        PLAN.with_borrow_mut(|(runs, chunks)| {
+            runs.clear();
+            chunks.clear();
+            if plan(layer, lba, blocks, runs).is_err() {
+                return Ok(false);
+            }
+            // Every chunk must be at hand before the first piece is handed over.
+            for run in runs.iter() {
+                let chunk = self.chunk_in_ram(&run.source)?;
+                if chunk.is_none() && !matches!(run.source, Source::Zero) {
+                    return Ok(false);
+                }
+                chunks.push(chunk);
+            }
+            for (run, chunk) in runs.drain(..).zip(chunks.drain(..)) {
+                take(chunk.map_or_else(|| zero(&run), |chunk| piece(&run, &chunk)));
+            }
+            Ok(true)
+        })
+    }
+
+    /// Reads whole blocks, asking devices where needed.
+    ///
+    /// # Errors
+    /// `Corrupt` if a block is damaged beyond repair, or a device's error.
+    pub async fn read(&self, layer: &Layer, lba: Lba, blocks: u64) -> Result<Vec<BlockPiece>> {
+        let mut pieces = Vec::new();
+        let end = lba.0 + blocks;
+        let mut at = lba.0;
+        while at < end {
+            let count = (end - at).min(PLAN_BLOCKS_MAX - at % PLAN_BLOCKS_MAX);
+            self.read_planned(layer, Lba(at), count, &mut pieces).await?;
+            at += count;
+        }
+        Ok(pieces)
+    }
+
+    async fn read_planned(
+        &self,
+        layer: &Layer,
+        lba: Lba,
+        blocks: u64,
+        pieces: &mut Vec<BlockPiece>,
+    ) -> Result<()> {
+        for _attempt in 0..MOVED_MAX {
+            let mut runs = Vec::new();
+            while let Err(load) = plan(layer, lba, blocks, &mut runs) {
+                self.load_node(layer, load).await?;
+                runs.clear();
+            }
+            let chunks = try_join_all(runs.iter().map(|run| self.chunk(run))).await?;
+            if chunks.iter().any(|chunk| matches!(chunk, Fetched::Moved)) {
+                continue;
+            }
+            for (run, chunk) in runs.iter().zip(chunks) {
+                match chunk {
+                    Fetched::Chunk(chunk) => pieces.push(piece(run, &chunk)),
+                    Fetched::Zero | Fetched::Moved => pieces.push(zero(run)),
+                }
+            }
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Corrupt, "read").context("its location is outdated every time"))
+    }
+
+    /// A chunk that needs no device: zero (`None`), buffered, or cached (`None` if it is not).
+    fn chunk_in_ram(&self, source: &Source) -> Result<Option<Chunk>> {
+        match source {
+            Source::Zero => Ok(None),
+            Source::Buffered(record) => self.buffered_chunk(record).map(Some),
+            Source::Stored(location) => Ok(self.cache.get(location.0)),
+        }
+    }
+
+    fn buffered_chunk(&self, record: &BufferedRecord) -> Result<Chunk> {
+        if record.header.codec == PayloadCodec::Raw {
+            return Ok(Chunk { lba: record.header.lba, data: record.payload.clone() });
+        }
+        if let Some(chunk) = self.cache.get(record.cache_key()) {
+            return Ok(chunk);
+        }
+        let chunk = decode_chunk(&record.header, &record.payload)
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "decode buffered record"))?;
+        self.cache.insert(record.cache_key(), chunk.clone());
+        Ok(chunk)
+    }
+
+    async fn chunk(&self, run: &Run) -> Result<Fetched> {
+        if let Some(chunk) = self.chunk_in_ram(&run.source)? {
+            return Ok(Fetched::Chunk(chunk));
+        }
+        let Source::Stored(location) = run.source else { return Ok(Fetched::Zero) };
+        let pod = self.pool.geometry.pod;
+        let wanted = run.lba..run.lba + run.blocks;
+        let outcome = self.pool.read(location, |bytes, place| {
+            let (header, payload) = decode_record(bytes, pod, place).ok()?;
+            let held = header.lba.0..header.lba.0.checked_add(header.blocks)?;
+            let right = header.kind == RecordKind::Data
+                && held.start <= wanted.start
+                && wanted.end <= held.end;
+            right.then(|| decode_chunk(&header, payload)).flatten()
+        });
+        match outcome.await.map_err(|error| error.context(format_args!("block {}", run.lba)))? {
+            ReadOutcome::Moved => Ok(Fetched::Moved),
+            ReadOutcome::Found(chunk) => {
+                self.cache.insert(location.0, chunk.clone());
+                Ok(Fetched::Chunk(chunk))
+            }
+        }
+    }
+
+    /// Brings a map node into memory, unless the map changed meanwhile.
+    ///
+    /// # Errors
+    /// As for reads.
+    pub(super) async fn load_node(&self, layer: &Layer, load: Load) -> Result<()> {
+        let pod = self.pool.geometry.pod;
+        let outcome = self.pool.read(load.location, |bytes, place| {
+            let (header, payload) = decode_record(bytes, pod, place).ok()?;
+            let right = header.kind == RecordKind::MapNode
+                && NodeKey::from_record_lba(header.lba) == Some(load.key)
+                && header.branch.0 == layer.id.0;
+            let content = right.then(|| decode_payload(&header, payload, NODE_BYTES)).flatten()?;
+            decode_node(&content).ok()
+        });
+        if let ReadOutcome::Found(entries) =
+            outcome.await.map_err(|error| error.context("map node"))?
+        {
+            let mut state = layer.state.lock();
+            let before = state.map.node_count();
+            state.map.loaded(load, entries);
+            let added = state.map.node_count() - before;
+            let dropped = if self.nodes_over_limit(added) { state.map.evict() } else { 0 };
+            drop(state);
+            self.forget_nodes(dropped);
+        }
+        Ok(())
+    }
+}
+
+enum Fetched {
+    Zero,
+    Chunk(Chunk),
+    Moved,
+}
+
+fn zero(run: &Run) -> BlockPiece {
+    BlockPiece::Zero(bytes_usize(run.blocks * BLOCK_BYTES_U64))
+}
+
+fn piece(run: &Run, chunk: &Chunk) -> BlockPiece {
+    let from = bytes_usize((run.lba - chunk.lba.0) * BLOCK_BYTES_U64);
+    let length = bytes_usize(run.blocks * BLOCK_BYTES_U64);
+    BlockPiece::Data(chunk.data.slice(from..from + length))
+}
+
+/// Resolves all blocks under one lock, merging neighbours from one source.
+fn plan(layer: &Layer, lba: Lba, blocks: u64, runs: &mut Vec<Run>) -> Result<(), Load> {
+    let mut state = layer.state.lock();
+    for lba in lba.0..lba.0 + blocks {
+        let source = Source::from(state.resolve(Lba(lba))?);
+        match runs.last_mut() {
+            Some(run) if run.source.same(&source) => run.blocks += 1,
+            _ => runs.push(Run { source, lba, blocks: 1 }),
+        }
+    }
+    Ok(())
+}
+
+/// The blocks of a data record.
+pub(super) fn decode_chunk(header: &RecordHeader, payload: &[u8]) -> Option<Chunk> {
+    let bytes = usize::try_from(header.blocks).ok()?.checked_mul(BLOCK_BYTES)?;
+    let data = decode_payload(header, payload, bytes)?;
+    Some(Chunk { lba: header.lba, data: Bytes::from(data) })
+}
+
+/// A payload as it was before compression, of exactly `bytes` bytes.
+pub(super) fn decode_payload(
+    header: &RecordHeader,
+    payload: &[u8],
+    bytes: usize,
+) -> Option<Vec<u8>> {
+    if u64::from(header.raw_bytes) != bytes_u64(bytes) || bytes > super::PAYLOAD_BYTES_MAX {
+        return None;
+    }
+    match header.codec {
+        PayloadCodec::Raw => (payload.len() == bytes).then(|| payload.to_vec()),
+        PayloadCodec::Zstd => {
+            let mut content = vec![0; bytes];
+            decompress(payload, &mut content).ok()?;
+            Some(content)
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Reclaim: live records are copied out of the emptiest segment, so that it can be freed.
+//!
+//! Greedy by live fraction. A record is live for the blocks whose map entry points at it; a chunk
+//! of which only some blocks are live is cut down to those. Copies enter the map through
+//! `replace_if`, so a write that came in between wins. The victim's regions come free with the
+//! next checkpoint.
+
+use std::sync::Arc;
+
+use super::layer::Layer;
+use super::mapper::LogItem;
+use super::mapper::Mapper;
+use super::mapper::Stream;
+use super::read::decode_chunk;
+use super::record::push_chunk;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::format::location::Address;
+use crate::format::location::Location;
+use crate::format::node::NodeKey;
+use crate::format::record::RecordHeader;
+use crate::format::record::RecordKind;
+use crate::format::record::decode_record;
+use crate::format::unit::UNIT_BYTES;
+use crate::format::unit::UNIT_HEADER_BYTES;
+use crate::units::BLOCK_BYTES;
+use crate::units::LayerId;
+use crate::units::Lba;
+use crate::units::SegmentId;
+use crate::units::bytes_u64;
+use crate::units::bytes_usize;
+
+use bytes::Bytes;
+
+/// A victim must give back at least a tenth: copying fuller ones costs more than it yields.
+const LIVE_PERCENT_MAX: u64 = 90;
+/// Copies written together.
+const COPY_BYTES: u64 = 2 << 20;
+
+/// A live record on its way to another segment.
+struct Copy {
+    layer: Arc<Layer>,
+    old: Location,
+    item: LogItem,
+}
+
+impl Mapper {
+    /// Whether free segments are scarce and reclaim may help.
+    pub(super) fn wants_reclaim(&self) -> bool {
+        if self.exhausted {
+            return false;
+        }
+        let engine = &self.engine;
+        let total = engine.pool.table.lock().segments_total();
+        let low = engine.reserve_segments + 2 + total / 16;
+        engine.pool.table.lock().free_segments(&engine.pool.in_service()) < low
+    }
+
+    /// Frees what is empty already, or else empties one segment.
+    pub(super) async fn reclaim(&mut self) -> Result<()> {
+        if self.engine.pool.table.lock().empty_segments() > 0 {
+            return self.write_checkpoint().await;
+        }
+        match self.choose_victim() {
+            Some(victim) => self.empty_segment(victim).await,
+            None => {
+                self.exhausted = true;
+                Ok(())
+            }
+        }
+    }
+
+    /// The closed data segment with the smallest live fraction.
+    fn choose_victim(&self) -> Option<SegmentId> {
+        let geometry = &self.engine.pool.geometry;
+        let table = self.engine.pool.table.lock();
+        table
+            .iter()
+            .filter(|segment| !segment.open && !segment.entry.metadata && segment.entry.rows > 0)
+            .map(|segment| {
+                let entry = &segment.entry;
+                // Rows never written are given back too.
+                let used = 100 * entry.live_blocks * entry.rows;
+                let total = entry.blocks_written.max(1) * geometry.rows();
+                (used / total, entry.id)
+            })
+            .filter(|(percent, _)| *percent < LIVE_PERCENT_MAX)
+            .min()
+            .map(|(_, id)| id)
+    }
+
+    async fn empty_segment(&mut self, victim: SegmentId) -> Result<()> {
+        let engine = Arc::clone(&self.engine);
+        let Some(lease) = engine.pool.lease(victim) else { return Ok(()) };
+        let rows = engine.pool.table.lock().get(victim).map_or(0, |segment| segment.entry.rows);
+        let (mut copies, mut bytes) = (Vec::new(), 0);
+        for row in 0..rows {
+            for strip in 0..engine.pool.geometry.data_strips {
+                let (unit, first) = engine.pool.unit_body(&lease, strip, row).await?;
+                let start = Address { segment: victim, strip, byte: first };
+                for copy in self.live_records(start, &unit[UNIT_HEADER_BYTES..]).await? {
+                    bytes += copy.item.header.stride();
+                    copies.push(copy);
+                }
+            }
+            if bytes >= COPY_BYTES {
+                self.move_copies(std::mem::take(&mut copies)).await?;
+                bytes = 0;
+            }
+        }
+        self.move_copies(copies).await?;
+        self.changed = true;
+        // Map nodes leave with the checkpoint, which also frees the segment.
+        drop(lease);
+        self.write_checkpoint().await
+    }
+
+    /// The live records of a unit's body; map nodes are marked for the next checkpoint instead.
+    async fn live_records(&self, start: Address, body: &[u8]) -> Result<Vec<Copy>> {
+        let geometry = &self.engine.pool.geometry;
+        let space = geometry.space();
+        let mut copies = Vec::new();
+        let mut at = 0;
+        while let Some(rest) = body.get(at..) {
+            let address = Address { byte: start.byte + bytes_u64(at), ..start };
+            let Ok((header, payload)) =
+                decode_record(rest, geometry.pod, space.log_address(address))
+            else {
+                break;
+            };
+            let old = space.location(address, header.record_bytes());
+            match header.kind {
+                RecordKind::Data => self.live_parts(&header, payload, old, &mut copies).await?,
+                RecordKind::MapNode => self.move_node(&header, old).await?,
+                RecordKind::Zero
+                | RecordKind::CatalogChange
+                | RecordKind::TablePage
+                | RecordKind::TableDirectory
+                | RecordKind::Catalog
+                | RecordKind::Root => {}
+            }
+            at += bytes_usize(header.stride());
+        }
+        debug_assert!(at <= UNIT_BYTES);
+        Ok(copies)
+    }
+
+    async fn live_parts(
+        &self,
+        header: &RecordHeader,
+        payload: &[u8],
+        old: Location,
+        copies: &mut Vec<Copy>,
+    ) -> Result<()> {
+        let Some(layer) = self.engine.layer_of(header.branch) else { return Ok(()) };
+        let mut live = Vec::new();
+        for lba in header.lba.0..header.lba.0 + header.blocks {
+            if self.entry_of(&layer, Lba(lba)).await? == old {
+                live.push(lba);
+            }
+        }
+        if bytes_u64(live.len()) == header.blocks {
+            let item = LogItem { header: *header, payload: Bytes::copy_from_slice(payload) };
+            copies.push(Copy { layer, old, item });
+            return Ok(());
+        }
+        if live.is_empty() {
+            return Ok(());
+        }
+        let chunk = decode_chunk(header, payload).ok_or_else(|| {
+            Error::new(ErrorKind::Corrupt, "reclaim record").context(format_args!("{old:?}"))
+        })?;
+        for run in live.chunk_by(|a, b| a + 1 == *b) {
+            let from = bytes_usize(run[0] - header.lba.0) * BLOCK_BYTES;
+            let mut parts = Vec::new();
+            push_chunk(Lba(run[0]), &chunk.data[from..from + run.len() * BLOCK_BYTES], &mut parts);
+            for (part, payload) in parts {
+                // Stamped once, kept when moved.
+                let header = RecordHeader { lsn: header.lsn, branch: header.branch, ..part };
+                let item = LogItem { header, payload };
+                copies.push(Copy { layer: Arc::clone(&layer), old, item });
+            }
+        }
+        Ok(())
+    }
+
+    async fn entry_of(&self, layer: &Layer, lba: Lba) -> Result<Location> {
+        loop {
+            let found = layer.state.lock().map.get(lba);
+            match found {
+                Ok(location) => return Ok(location),
+                Err(load) => self.engine.load_node(layer, load).await?,
+            }
+        }
+    }
+
+    async fn move_node(&self, header: &RecordHeader, old: Location) -> Result<()> {
+        let Some(layer) = self.engine.layer(LayerId(header.branch.0)) else { return Ok(()) };
+        let Some(key) = NodeKey::from_record_lba(header.lba) else { return Ok(()) };
+        loop {
+            let marked = {
+                let mut state = layer.state.lock();
+                match state.map.stored_at(key) {
+                    Ok(stored) if stored == old => state.map.mark_dirty(key),
+                    Ok(_) => Ok(()),
+                    Err(load) => Err(load),
+                }
+            };
+            match marked {
+                Ok(()) => return Ok(()),
+                Err(load) => self.engine.load_node(&layer, load).await?,
+            }
+        }
+    }
+
+    async fn move_copies(&mut self, copies: Vec<Copy>) -> Result<()> {
+        let items: Vec<LogItem> = copies
+            .iter()
+            .map(|copy| LogItem { header: copy.item.header, payload: copy.item.payload.clone() })
+            .collect();
+        let locations = self.append_records(Stream::Data, &items).await?;
+        for (copy, new) in copies.iter().zip(locations) {
+            let header = &copy.item.header;
+            for lba in header.lba.0..header.lba.0 + header.blocks {
+                self.replace_if(&copy.layer, Lba(lba), copy.old, new).await?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,273 @@
+//! Finding the journal's end after a stop of any kind, and bringing its entries back.
+//!
+//! Every ring is read once and the intact batches of all devices are united by position. The
+//! chain is walked from the superblock's tail: each batch names the checksum of the one before.
+//! Where the chain ends, either the journal ends, or a batch that was durable is missing: any
+//! stamp at or above the gap proves the latter, and the pod is not opened.
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+
+use super::journal::BatchSpan;
+use super::journal::JournalStart;
+use super::journal::place_batch;
+use crate::device::Durability;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::format::PodId;
+use crate::format::batch::BATCH_BYTES_MAX;
+use crate::format::batch::BATCH_HEADER_BYTES;
+use crate::format::batch::BatchHeader;
+use crate::format::record::JOURNAL_PLACE;
+use crate::format::record::RECORD_HEADER_BYTES;
+use crate::format::record::RecordHeader;
+use crate::format::record::decode_record;
+use crate::format::superblock::JOURNAL_OFFSET;
+use crate::format::superblock::Superblock;
+use crate::pool::Pool;
+use crate::pool::member::Member;
+use crate::units::IO_ALIGN;
+use crate::units::Lsn;
+use crate::units::bytes_u64;
+use crate::units::bytes_usize;
+
+/// How much of a ring is read at a time.
+const WINDOW_BYTES: u64 = 8 << 20;
+
+/// An intact batch and who holds it.
+struct FoundBatch {
+    header: BatchHeader,
+    bytes: Bytes,
+    devices: Vec<usize>,
+}
+
+/// Intact batches by position; several at one position differ in epoch.
+type Found = BTreeMap<u64, Vec<FoundBatch>>;
+
+/// A record of the journal, to be put back into the write buffer.
+pub(super) struct ReplayRecord {
+    pub(super) header: RecordHeader,
+    pub(super) payload: Bytes,
+}
+
+/// What the journal held.
+pub(super) struct Recovered {
+    pub(super) start: JournalStart,
+    pub(super) records: Vec<ReplayRecord>,
+    batches: Vec<FoundBatch>,
+}
+
+/// Reads all rings and finds the journal's end.
+///
+/// # Errors
+/// `Corrupt` if entries that were durable are missing or do not decode.
+pub(super) async fn recover(pool: &Pool, head: &Superblock) -> Result<Recovered> {
+    let scans = pool.members.iter().filter(|member| member.in_service());
+    let scans = scans.map(|member| scan_ring(member, pool, head));
+    let mut found = Found::new();
+    for (device, batches) in join_all(scans).await.into_iter().flatten() {
+        for batch in batches {
+            unite(&mut found, device, batch);
+        }
+    }
+    let durable_stamp =
+        found.values().flatten().map(|batch| batch.header.durable_lsn).max().unwrap_or_default();
+    let chain = walk_chain(found, head);
+    let next_lsn = chain.last().map_or(head.tail_lsn, |batch| batch.header.next_lsn());
+    if durable_stamp >= next_lsn {
+        return Err(Error::new(ErrorKind::Corrupt, "replay journal").context(format_args!(
+            "entries {next_lsn} to {durable_stamp} were acknowledged and are on no readable \
+             device; attach the missing devices and start again"
+        )));
+    }
+    let mut records = Vec::new();
+    for batch in &chain {
+        decode_batch(pool.geometry.pod, batch, &mut records)?;
+    }
+    Ok(Recovered { start: journal_start(head, &chain), records, batches: chain })
+}
+
+fn journal_start(head: &Superblock, chain: &[FoundBatch]) -> JournalStart {
+    let spans: VecDeque<BatchSpan> = chain
+        .iter()
+        .map(|batch| BatchSpan {
+            first_lsn: batch.header.first_lsn,
+            next_lsn: batch.header.next_lsn(),
+            position: batch.header.position,
+            previous: batch.header.previous,
+        })
+        .collect();
+    let last = chain.last().map(|batch| &batch.header);
+    JournalStart {
+        tail: head.tail_position,
+        head: last.map_or(head.tail_position, |last| last.position + last.batch_bytes()),
+        previous: last.map_or(head.tail_previous, |last| last.checksum),
+        next_lsn: last.map_or(head.tail_lsn, BatchHeader::next_lsn),
+        spans,
+    }
+}
+
+/// Reads one device's ring. A device that cannot be read contributes nothing.
+async fn scan_ring(
+    member: &Arc<Member>,
+    pool: &Pool,
+    head: &Superblock,
+) -> Option<(usize, Vec<FoundBatch>)> {
+    let ring = pool.geometry.journal_bytes;
+    let mut batches = Vec::new();
+    let mut window = 0;
+    while window < ring {
+        let end = (window + WINDOW_BYTES).min(ring);
+        // A batch may begin in this window and end in the next.
+        let length = (end + BATCH_BYTES_MAX).min(ring) - window;
+        let bytes = member.read(JOURNAL_OFFSET + window, bytes_usize(length)).await.ok()?.freeze();
+        let mut at = 0;
+        while window + at < end {
+            let rest = bytes.slice(bytes_usize(at)..);
+            match intact_batch(rest, pool.geometry.pod, window + at, ring, head) {
+                Some(batch) => {
+                    at += batch.header.batch_bytes();
+                    batches.push(batch);
+                }
+                None => at += IO_ALIGN,
+            }
+        }
+        window = end;
+    }
+    Some((member.index, batches))
+}
+
+/// The batch at the start of `rest`, which lies at `at` in the ring, if it is intact, in its place
+/// and not older than the tail.
+fn intact_batch(
+    rest: Bytes,
+    pod: PodId,
+    at: u64,
+    ring: u64,
+    head: &Superblock,
+) -> Option<FoundBatch> {
+    let mut header = BatchHeader::decode(&rest, pod).ok()?;
+    if header.position % ring != at || header.position < head.tail_position {
+        return None;
+    }
+    header.body(&rest).ok()?;
+    // Copied, so that a few small batches do not keep a whole window in memory.
+    let bytes = Bytes::copy_from_slice(rest.get(..bytes_usize(header.batch_bytes()))?);
+    header.checksum = BatchHeader::decode(&bytes, pod).ok()?.checksum;
+    Some(FoundBatch { header, bytes, devices: Vec::new() })
+}
+
+fn unite(found: &mut Found, device: usize, mut batch: FoundBatch) {
+    let same_position = found.entry(batch.header.position).or_default();
+    match same_position.iter_mut().find(|other| other.header.checksum == batch.header.checksum) {
+        Some(other) => other.devices.push(device),
+        None => {
+            batch.devices.push(device);
+            same_position.push(batch);
+        }
+    }
+}
+
+/// Follows the chain from the tail. At equal LSN the higher epoch wins; a batch of an older epoch
+/// at or above the epoch's start is void.
+fn walk_chain(mut found: Found, head: &Superblock) -> Vec<FoundBatch> {
+    let ring = head.journal_bytes;
+    let mut chain: Vec<FoundBatch> = Vec::new();
+    loop {
+        let start = journal_start(head, &chain);
+        // A batch that would have wrapped lies at the ring's next start.
+        let positions = [start.head, place_batch(start.head, ring, ring)];
+        let next = positions.into_iter().find_map(|position| {
+            let candidates = found.get_mut(&position)?;
+            let fits = |batch: &FoundBatch| {
+                batch.header.previous == start.previous
+                    && batch.header.first_lsn == start.next_lsn
+                    && !is_void(&batch.header, head)
+            };
+            let best = (0..candidates.len())
+                .filter(|index| fits(&candidates[*index]))
+                .max_by_key(|index| candidates[*index].header.epoch)?;
+            Some(candidates.swap_remove(best))
+        });
+        match next {
+            Some(batch) => chain.push(batch),
+            None => return chain,
+        }
+    }
+}
+
+fn is_void(header: &BatchHeader, head: &Superblock) -> bool {
+    header.epoch < head.epoch && header.first_lsn >= head.epoch_start
+}
+
+fn decode_batch(pod: PodId, batch: &FoundBatch, records: &mut Vec<ReplayRecord>) -> Result<()> {
+    let damaged = |what: &dyn std::fmt::Display| {
+        Error::new(ErrorKind::Corrupt, "replay journal")
+            .context(format_args!("batch at {}: {what}", batch.header.position))
+    };
+    let end = BATCH_HEADER_BYTES + bytes_usize(batch.header.body_bytes);
+    let mut at = BATCH_HEADER_BYTES;
+    let mut expected = batch.header.first_lsn;
+    while at < end {
+        let place = JOURNAL_PLACE | (batch.header.position + bytes_u64(at));
+        let (header, payload) =
+            decode_record(&batch.bytes[at..end], pod, place).map_err(|error| damaged(&error))?;
+        if header.lsn != expected {
+            return Err(damaged(&"its entries are not in order"));
+        }
+        if header.last_of_entry {
+            expected = expected.next();
+        }
+        let from = at + RECORD_HEADER_BYTES;
+        records
+            .push(ReplayRecord { header, payload: batch.bytes.slice(from..from + payload.len()) });
+        at += bytes_usize(header.stride());
+    }
+    if expected == batch.header.next_lsn() {
+        Ok(())
+    } else {
+        Err(damaged(&"an entry is incomplete"))
+    }
+}
+
+/// Copies batches that fewer than m+1 devices in service hold, at the same ring position.
+///
+/// # Errors
+/// If m+1 copies cannot be had.
+pub(super) async fn complete_copies(pool: &Pool, recovered: &Recovered) -> Result<()> {
+    let needed = pool.geometry.journal_copies();
+    for batch in &recovered.batches {
+        let mut copies =
+            batch.devices.iter().filter(|device| pool.members[**device].in_service()).count();
+        let offset = JOURNAL_OFFSET + batch.header.position % pool.geometry.journal_bytes;
+        for member in &pool.members {
+            if copies >= needed {
+                break;
+            }
+            if batch.devices.contains(&member.index) || !member.in_service() {
+                continue;
+            }
+            let mut aligned = crate::device::AlignedBuf::zeroed(batch.bytes.len());
+            aligned.copy_from_slice(&batch.bytes);
+            if member.write(offset, aligned.freeze(), Durability::Durable).await.is_ok() {
+                copies += 1;
+            }
+        }
+        if copies < needed {
+            return Err(Error::new(ErrorKind::Poisoned, "copy journal").context(format_args!(
+                "{copies} devices hold a batch, {needed} are needed; attach more devices"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The first LSN of the new epoch.
+pub(super) fn epoch_start(recovered: &Recovered) -> Lsn {
+    recovered.start.next_lsn
+}

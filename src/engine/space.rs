@@ -1,0 +1,148 @@
+//! Space promised at the door.
+//!
+//! Every accepted record holds a [`Promise`] for its bytes until it is mapped or superseded, so
+//! that what was acknowledged can always be written to segments. New data is admitted while live
+//! and promised bytes stay below the limit; above it the pod is full (`NoSpace`), which stops new
+//! data only: trims, reclaim and checkpoints live on the reserve.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::Notify;
+
+/// What the mapper last knew of the pool, and what is promised.
+#[derive(Default)]
+pub struct Space {
+    /// Bytes of records accepted and not yet mapped or superseded.
+    promised_bytes: AtomicU64,
+    /// Bytes that live and promised data may occupy together.
+    limit_bytes: AtomicU64,
+    /// Bytes live data occupies, packing losses included.
+    live_bytes: AtomicU64,
+    /// Bytes in free segments beyond the reserve.
+    free_bytes: AtomicU64,
+    /// Reclaim cannot free anything more as things stand.
+    exhausted: AtomicBool,
+    /// Woken when any of the above got better or `exhausted` changed.
+    pub changed: Notify,
+}
+
+/// Room held for a record; given back when dropped.
+pub struct Promise {
+    space: Arc<Space>,
+    bytes: u64,
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.space.promised_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+/// What the door says.
+pub enum Admission {
+    /// Come in.
+    Granted(Promise),
+    /// Room will come free: wait for [`Space::changed`] and ask again.
+    Wait,
+    /// The pod is full.
+    Full,
+}
+
+/// The mapper's view of the pool.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Levels {
+    /// See [`Space`].
+    pub limit_bytes: u64,
+    /// See [`Space`].
+    pub live_bytes: u64,
+    /// See [`Space`].
+    pub free_bytes: u64,
+    /// See [`Space`].
+    pub exhausted: bool,
+}
+
+/// Records are packed into units of 64 KiB: on average less than an eighth is lost.
+fn with_packing_loss(bytes: u64) -> u64 {
+    bytes + bytes / 8
+}
+
+impl Space {
+    /// Asks for room for `bytes` of records.
+    pub fn admit(self: &Arc<Self>, bytes: u64) -> Admission {
+        let promised = self.promised_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        let promise = Promise { space: Arc::clone(self), bytes };
+        let wanted = with_packing_loss(promised);
+        let live = self.live_bytes.load(Ordering::Acquire);
+        if live.saturating_add(wanted) > self.limit_bytes.load(Ordering::Acquire) {
+            return Admission::Full;
+        }
+        if wanted <= self.free_bytes.load(Ordering::Acquire) {
+            return Admission::Granted(promise);
+        }
+        if self.exhausted.load(Ordering::Acquire) { Admission::Full } else { Admission::Wait }
+    }
+
+    /// Holds room for a record that was acknowledged before a restart.
+    pub fn hold(self: &Arc<Self>, bytes: u64) -> Promise {
+        self.promised_bytes.fetch_add(bytes, Ordering::AcqRel);
+        Promise { space: Arc::clone(self), bytes }
+    }
+
+    /// Bytes promised now.
+    #[must_use]
+    pub fn promised_bytes(&self) -> u64 {
+        self.promised_bytes.load(Ordering::Acquire)
+    }
+
+    /// The limit and the live bytes, as last published.
+    #[must_use]
+    pub fn levels(&self) -> Levels {
+        Levels {
+            limit_bytes: self.limit_bytes.load(Ordering::Acquire),
+            live_bytes: self.live_bytes.load(Ordering::Acquire),
+            free_bytes: self.free_bytes.load(Ordering::Acquire),
+            exhausted: self.exhausted.load(Ordering::Acquire),
+        }
+    }
+
+    /// Whether writers may be waiting for free segments.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        with_packing_loss(self.promised_bytes()) >= self.free_bytes.load(Ordering::Acquire)
+    }
+
+    /// Publishes the mapper's view and wakes who waits.
+    pub fn publish(&self, levels: Levels) {
+        self.limit_bytes.store(levels.limit_bytes, Ordering::Release);
+        self.live_bytes.store(levels.live_bytes, Ordering::Release);
+        self.free_bytes.store(levels.free_bytes, Ordering::Release);
+        self.exhausted.store(levels.exhausted, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_door_promises_no_more_than_there_is() {
+        let space = Arc::new(Space::default());
+        let mut levels =
+            Levels { limit_bytes: 1000, live_bytes: 0, free_bytes: 500, exhausted: false };
+        space.publish(levels);
+        let held = space.admit(400);
+        assert!(matches!(held, Admission::Granted(_)));
+        assert!(matches!(space.admit(400), Admission::Wait), "room after reclaim");
+        assert!(matches!(space.admit(600), Admission::Full), "over the limit");
+        levels.exhausted = true;
+        space.publish(levels);
+        assert!(matches!(space.admit(400), Admission::Full), "reclaim cannot help");
+        drop(held);
+        assert!(matches!(space.admit(400), Admission::Granted(_)));
+        assert_eq!(space.promised_bytes(), 0, "refused and dropped promises are given back");
+    }
+}

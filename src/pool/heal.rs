@@ -1,0 +1,31 @@
+//! Writing a rebuilt unit back over its damaged copy.
+
+use super::Pool;
+use super::member::Counters;
+use super::read::Lease;
+use crate::device::Durability;
+use crate::format::location::Address;
+use crate::format::unit::UNIT_BYTES;
+
+impl Pool {
+    /// Rebuilds the unit that holds `address` from intact units and writes it in place.
+    ///
+    /// The caller's lease keeps the region from being reused while the write is under way; the
+    /// bytes are those that were there before the damage, so readers cannot see a difference.
+    pub(super) async fn heal_unit(&self, lease: &Lease<'_>, address: Address) {
+        let row = address.byte / UNIT_BYTES as u64;
+        let unit = match self.rebuild_unit(lease, address.strip, row).await {
+            Ok(unit) => unit,
+            Err(error) => {
+                tracing::warn!(error = error.chain(), "damaged unit left as it is");
+                return;
+            }
+        };
+        let Some((member, offset)) = self.strip_member(lease, address.strip) else { return };
+        let offset = offset + row * UNIT_BYTES as u64;
+        if member.write(offset, unit.freeze(), Durability::Durable).await.is_ok() {
+            Counters::add(&member.counters.healed);
+            tracing::info!(device = member.name(), segment = lease.segment.0, row, "unit healed");
+        }
+    }
+}

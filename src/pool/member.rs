@@ -1,0 +1,274 @@
+//! One device of the pod: its I/O with time limits, its health and its counters.
+//!
+//! A device leaves service for good (until the pod is reopened) when it says it failed, when a
+//! write or flush fails twice, or when an I/O does not come back in time: a write without a
+//! completion may still land, so nothing new may be put there.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::device::AlignedBuf;
+use crate::device::DeviceRef;
+use crate::device::Durability;
+use crate::env::EnvRef;
+use crate::env::timeout;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+
+/// An I/O that takes longer than this takes its device out of service (arbitrary: well above any
+/// cloud disk's worst latency, below the patience of a database).
+pub const IO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Consecutive failed reads after which a device is out of service.
+const READ_ERRORS_MAX: u64 = 32;
+
+/// Why a device is not in service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Takes reads and writes.
+    InService,
+    /// Was not there when the pod opened.
+    Missing,
+    /// Failed, with the reason.
+    Failed(String),
+    /// An I/O did not come back in time.
+    Hung(String),
+}
+
+/// Counts of what happened on a device since the pod opened.
+#[derive(Default)]
+pub struct Counters {
+    /// Reads completed.
+    pub reads: AtomicU64,
+    /// Writes completed.
+    pub writes: AtomicU64,
+    /// Reads failed.
+    pub read_errors: AtomicU64,
+    /// Writes and flushes failed.
+    pub write_errors: AtomicU64,
+    /// Reads that did not match their checksum.
+    pub checksum_errors: AtomicU64,
+    /// Units rebuilt and written back.
+    pub healed: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn add(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A device of the pod.
+pub struct Member {
+    /// Index in the pod.
+    pub index: usize,
+    /// The device's UUID; zero while it is missing and unknown.
+    pub uuid: [u8; 16],
+    /// Counts for status.
+    pub counters: Counters,
+    env: EnvRef,
+    device: Option<DeviceRef>,
+    in_service: AtomicBool,
+    /// Has no room; cleared by the next successful checkpoint.
+    full: AtomicBool,
+    health: Mutex<Health>,
+    reads_failed_in_a_row: AtomicU64,
+    /// Estimate of the 99th percentile of read latency, in nanoseconds.
+    read_p99_ns: AtomicU64,
+    /// Superblock slot written last.
+    pub(super) slot: AtomicU64,
+}
+
+impl Member {
+    /// A member with its device, or without one.
+    #[must_use]
+    pub fn new(env: EnvRef, index: usize, uuid: [u8; 16], device: Option<DeviceRef>) -> Self {
+        let health = if device.is_some() { Health::InService } else { Health::Missing };
+        Self {
+            index,
+            uuid,
+            counters: Counters::default(),
+            env,
+            in_service: AtomicBool::new(device.is_some()),
+            full: AtomicBool::new(false),
+            device,
+            health: Mutex::new(health),
+            reads_failed_in_a_row: AtomicU64::new(0),
+            read_p99_ns: AtomicU64::new(1_000_000),
+            slot: AtomicU64::new(1),
+        }
+    }
+
+    /// Says which superblock slot holds the newest one.
+    pub fn note_slot(&self, slot: u64) {
+        self.slot.store(slot, Ordering::Release);
+    }
+
+    /// What the operator calls it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.device.as_ref().map_or_else(|| "missing".into(), |device| device.name().to_owned())
+    }
+
+    /// Length of the device, if it is there.
+    #[must_use]
+    pub fn device_bytes(&self) -> Option<u64> {
+        self.device.as_ref().map(|device| device.len_bytes())
+    }
+
+    /// Whether it takes new writes.
+    #[must_use]
+    pub fn in_service(&self) -> bool {
+        self.in_service.load(Ordering::Acquire)
+    }
+
+    /// Whether its file system has no room for new strips.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Acquire)
+    }
+
+    /// Says that space was given back, so that a full device is worth another try.
+    pub fn may_have_room(&self) {
+        self.full.store(false, Ordering::Release);
+    }
+
+    /// Why it is or is not in service.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.health.lock().clone()
+    }
+
+    /// How late a read must be before a rebuild is started instead.
+    #[must_use]
+    pub(super) fn late_after(&self) -> Duration {
+        Duration::from_nanos(self.read_p99_ns.load(Ordering::Relaxed) * 2)
+            .max(Duration::from_millis(1))
+    }
+
+    /// Takes the device out of service until the pod is reopened.
+    pub fn fail(&self, reason: &str) {
+        self.leave_service(Health::Failed(reason.to_owned()));
+    }
+
+    fn leave_service(&self, health: Health) {
+        if self.in_service.swap(false, Ordering::AcqRel) {
+            tracing::error!(
+                device = self.name(),
+                index = self.index,
+                ?health,
+                "device out of service"
+            );
+            *self.health.lock() = health;
+        }
+    }
+
+    /// Reads `length` bytes at `offset`, widened to whole sectors by the caller.
+    ///
+    /// # Errors
+    /// Those of [`crate::device::Device`]; `DeviceFailed` when it is out of service or hangs.
+    pub async fn read(&self, offset: u64, length: usize) -> Result<AlignedBuf> {
+        let device = self.usable("read device")?;
+        let started = self.env.now();
+        let result =
+            timeout(&self.env, IO_TIMEOUT, device.read(offset, AlignedBuf::zeroed(length)))
+                .await
+                .unwrap_or_else(|| Err(self.hung("read")));
+        match &result {
+            Ok(_) => {
+                Counters::add(&self.counters.reads);
+                self.reads_failed_in_a_row.store(0, Ordering::Relaxed);
+                self.note_read_latency(self.env.now().saturating_sub(started));
+            }
+            Err(error) => self.note_read_error(error),
+        }
+        result
+    }
+
+    fn note_read_error(&self, error: &Error) {
+        Counters::add(&self.counters.read_errors);
+        let in_a_row = self.reads_failed_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
+        if error.kind() == ErrorKind::DeviceFailed || in_a_row >= READ_ERRORS_MAX {
+            self.fail(&error.chain());
+        } else {
+            tracing::warn!(device = self.name(), error = error.chain(), "read failed");
+        }
+    }
+
+    /// Moves the estimate a little: up by 99 parts when above it, down by 1 part when below, so
+    /// that it rests where 1 read in 100 is above ("frugal" quantile estimation).
+    fn note_read_latency(&self, latency: Duration) {
+        let latency = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        let estimate = self.read_p99_ns.load(Ordering::Relaxed);
+        let step = (estimate / 1000).max(1);
+        let moved = if latency > estimate { estimate + 99 * step } else { estimate - step };
+        self.read_p99_ns.store(moved.clamp(10_000, 1_000_000_000), Ordering::Relaxed);
+    }
+
+    /// Writes `data` at `offset`, trying twice.
+    ///
+    /// # Errors
+    /// Those of [`crate::device::Device`]. Unless it is `DeviceFull`, the device is out of service.
+    pub async fn write(&self, offset: u64, data: Bytes, durability: Durability) -> Result<()> {
+        let device = self.usable("write device")?;
+        let mut result = Ok(());
+        for _attempt in 0..2 {
+            result = timeout(&self.env, IO_TIMEOUT, device.write(offset, data.clone(), durability))
+                .await
+                .unwrap_or_else(|| Err(self.hung("write")));
+            match &result {
+                Err(error) if error.kind() == ErrorKind::DeviceTransient => {}
+                Ok(()) | Err(_) => break,
+            }
+        }
+        self.note_write(result)
+    }
+
+    /// Makes completed writes durable.
+    ///
+    /// # Errors
+    /// Those of [`crate::device::Device`]; the device is then out of service.
+    pub async fn flush(&self) -> Result<()> {
+        let device = self.usable("flush device")?;
+        let result = timeout(&self.env, IO_TIMEOUT, device.flush())
+            .await
+            .unwrap_or_else(|| Err(self.hung("flush")));
+        self.note_write(result)
+    }
+
+    fn note_write(&self, result: Result<()>) -> Result<()> {
+        match &result {
+            Ok(()) => Counters::add(&self.counters.writes),
+            Err(error) if error.kind() == ErrorKind::DeviceFull => {
+                Counters::add(&self.counters.write_errors);
+                if !self.full.swap(true, Ordering::AcqRel) {
+                    tracing::warn!(device = self.name(), error = error.chain(), "device full");
+                }
+            }
+            Err(error) => {
+                Counters::add(&self.counters.write_errors);
+                self.fail(&error.chain());
+            }
+        }
+        result
+    }
+
+    fn usable(&self, op: &'static str) -> Result<&DeviceRef> {
+        match &self.device {
+            Some(device) if self.in_service() => Ok(device),
+            _ => Err(Error::new(ErrorKind::DeviceFailed, op)
+                .context(format_args!("device {} is out of service", self.index))),
+        }
+    }
+
+    fn hung(&self, what: &str) -> Error {
+        let reason = format!("a {what} took longer than {} s", IO_TIMEOUT.as_secs());
+        self.leave_service(Health::Hung(reason.clone()));
+        Error::new(ErrorKind::DeviceFailed, "wait for device").context(reason)
+    }
+}

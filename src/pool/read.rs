@@ -1,0 +1,190 @@
+//! Reading one record: the strip that holds it, or a rebuild from the others.
+//!
+//! The segment is leased for the length of the read, so that its regions are not reused and a
+//! mismatch can only mean damage. Nothing read is believed before the caller's `decode` accepted
+//! it; a damaged copy is rebuilt, served and written back ([`super::heal`]).
+
+use std::ops::Range;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use futures_util::future::Either;
+use futures_util::future::select;
+
+use super::Pool;
+use super::member::Counters;
+use super::member::Member;
+use crate::device::AlignedBuf;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::format::location::Address;
+use crate::format::location::Location;
+use crate::format::table::Place;
+use crate::units::IO_ALIGN;
+use crate::units::SECTOR_BYTES;
+use crate::units::SegmentId;
+use crate::units::bytes_usize;
+use crate::units::round_up;
+
+/// At most one read in this many is hedged.
+const HEDGE_ONE_IN: u64 = 20;
+
+/// Counts reads and hedges, so that hedging cannot double the load of a slow pool.
+#[derive(Default)]
+pub(super) struct HedgeBudget {
+    reads: AtomicU64,
+    hedges: AtomicU64,
+}
+
+impl HedgeBudget {
+    fn allows(&self) -> bool {
+        let reads = self.reads.load(Ordering::Relaxed);
+        let allowed = self.hedges.load(Ordering::Relaxed) < reads / HEDGE_ONE_IN + 1;
+        if allowed {
+            self.hedges.fetch_add(1, Ordering::Relaxed);
+        }
+        allowed
+    }
+}
+
+/// Keeps a segment's regions from being reused.
+pub struct Lease<'a> {
+    pool: &'a Pool,
+    /// The leased segment.
+    pub segment: SegmentId,
+    /// Where its strips are.
+    pub places: Vec<Option<Place>>,
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        self.pool.table.lock().release(self.segment);
+    }
+}
+
+/// A range of one strip to read: where it starts and how much, aligned to [`IO_ALIGN`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StripRange {
+    pub(super) strip: usize,
+    pub(super) offset: u64,
+    pub(super) length: usize,
+}
+
+/// What a read of a location found.
+#[derive(Debug)]
+pub enum ReadOutcome<T> {
+    /// The record, decoded.
+    Found(T),
+    /// The segment is gone: the location is outdated and must be looked up again.
+    Moved,
+}
+
+impl Pool {
+    /// Holds `segment`; `None` if the table does not know it.
+    pub fn lease(&self, segment: SegmentId) -> Option<Lease<'_>> {
+        let places = self.table.lock().lease(segment)?;
+        Some(Lease { pool: self, segment, places })
+    }
+
+    /// Byte offset of a place on its device.
+    #[must_use]
+    pub fn place_offset(&self, place: Place) -> u64 {
+        self.geometry.data_offset() + u64::from(place.region) * self.geometry.strip_bytes
+    }
+
+    /// Reads the record at `location`. `decode` gets the record's bytes (and what follows in its
+    /// last sector) with its log address, and returns `None` for anything that is not intact.
+    ///
+    /// # Errors
+    /// `Corrupt` if neither the strip nor any k others give an intact record, or a device's error
+    /// if too few could be read.
+    pub async fn read<T>(
+        &self,
+        location: Location,
+        decode: impl Fn(&[u8], u64) -> Option<T>,
+    ) -> Result<ReadOutcome<T>> {
+        let space = self.geometry.space();
+        let Some(address) = space.address(location) else {
+            return Err(Error::new(ErrorKind::Corrupt, "read record").context("not an address"));
+        };
+        let Some(lease) = self.lease(address.segment) else { return Ok(ReadOutcome::Moved) };
+        let (range, record) = sectors_of(address, location);
+        let place = space.log_address(address);
+        let accept = |bytes: &[u8]| decode(bytes.get(record.clone())?, place);
+
+        self.hedges.reads.fetch_add(1, Ordering::Relaxed);
+        let direct = self.read_strip_or_rebuild(&lease, range).await;
+        let damaged = match direct {
+            Ok(bytes) => match accept(&bytes) {
+                Some(value) => return Ok(ReadOutcome::Found(value)),
+                None => true,
+            },
+            Err(_) => false,
+        };
+        if damaged {
+            self.note_damage(&lease, address);
+        }
+        let value = self.rebuild_record(&lease, range, &accept).await?;
+        if damaged {
+            self.heal_unit(&lease, address).await;
+        }
+        Ok(ReadOutcome::Found(value))
+    }
+
+    /// Reads the strip itself; if its device is late, whichever of it and a rebuild is first.
+    async fn read_strip_or_rebuild(
+        &self,
+        lease: &Lease<'_>,
+        range: StripRange,
+    ) -> Result<AlignedBuf> {
+        let Some((member, offset)) = self.strip_member(lease, range.strip) else {
+            return self.rebuild_range(lease, range).await;
+        };
+        let read = std::pin::pin!(member.read(offset + range.offset, range.length));
+        let late = self.env.sleep(member.late_after());
+        let read = match select(read, late).await {
+            Either::Left((result, _)) => return result,
+            Either::Right(((), read)) => read,
+        };
+        if !self.hedges.allows() {
+            return read.await;
+        }
+        let rebuild = std::pin::pin!(self.rebuild_range(lease, range));
+        match select(read, rebuild).await {
+            Either::Left((Ok(bytes), _)) | Either::Right((Ok(bytes), _)) => Ok(bytes),
+            Either::Left((Err(_), rebuild)) => rebuild.await,
+            Either::Right((Err(_), read)) => read.await,
+        }
+    }
+
+    /// The device that holds a strip and where the strip starts on it; `None` if it is absent or
+    /// out of service.
+    pub(super) fn strip_member(&self, lease: &Lease<'_>, strip: usize) -> Option<(&Member, u64)> {
+        let place = lease.places.get(strip).copied().flatten()?;
+        let member = self.members.get(usize::from(place.device))?;
+        member.in_service().then(|| (&**member, self.place_offset(place)))
+    }
+
+    fn note_damage(&self, lease: &Lease<'_>, address: Address) {
+        let Some((member, _)) = self.strip_member(lease, address.strip) else { return };
+        Counters::add(&member.counters.checksum_errors);
+        tracing::warn!(
+            device = member.name(),
+            segment = address.segment.0,
+            strip = address.strip,
+            byte = address.byte,
+            "damaged record found; rebuilding it from the other strips"
+        );
+    }
+}
+
+/// The aligned range of the strip that holds the record, and the record's bytes within it.
+fn sectors_of(address: Address, location: Location) -> (StripRange, Range<usize>) {
+    let first = address.byte / SECTOR_BYTES * SECTOR_BYTES;
+    let end = first + location.sectors() * SECTOR_BYTES;
+    let offset = first / IO_ALIGN * IO_ALIGN;
+    let length = bytes_usize(round_up(end, IO_ALIGN) - offset);
+    let range = StripRange { strip: address.strip, offset, length };
+    (range, bytes_usize(address.byte - offset)..bytes_usize(end - offset))
+}

@@ -1,0 +1,168 @@
+//! Rebuilding what a strip holds from k others of its segment.
+//!
+//! First the same byte range of any k strips, which is cheap; if the outcome is not intact, whole
+//! units of all strips, using only those whose own checksum holds, since rotten inputs decode
+//! silently to garbage.
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
+use super::Pool;
+use super::member::Counters;
+use super::read::Lease;
+use super::read::StripRange;
+use crate::device::AlignedBuf;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::format::unit::UNIT_BYTES;
+use crate::format::unit::UNIT_HEADER_BYTES;
+use crate::format::unit::UnitHeader;
+use crate::units::bytes_u64;
+use crate::units::bytes_usize;
+
+impl Pool {
+    /// Rebuilds a record whose strip could not be read or was damaged.
+    pub(super) async fn rebuild_record<T>(
+        &self,
+        lease: &Lease<'_>,
+        range: StripRange,
+        accept: &impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<T> {
+        if let Ok(bytes) = self.rebuild_range(lease, range).await
+            && let Some(value) = accept(&bytes)
+        {
+            return Ok(value);
+        }
+        let row = range.offset / UNIT_BYTES as u64;
+        let unit = self.rebuild_unit(lease, range.strip, row).await?;
+        let from = bytes_usize(range.offset % UNIT_BYTES as u64);
+        accept(&unit[from..from + range.length]).ok_or_else(|| {
+            Error::new(ErrorKind::Corrupt, "rebuild record").context(format_args!(
+                "segment {}, strip {}, byte {}: the rebuilt record is damaged too",
+                lease.segment, range.strip, range.offset
+            ))
+        })
+    }
+
+    /// Rebuilds `range` from the same range of the first k other strips that can be read.
+    ///
+    /// Bytes of unit headers come out as garbage: they are not erasure-coded.
+    pub(super) async fn rebuild_range(
+        &self,
+        lease: &Lease<'_>,
+        range: StripRange,
+    ) -> Result<AlignedBuf> {
+        let k = self.geometry.data_strips;
+        let mut candidates = (0..self.geometry.strips()).filter(|strip| *strip != range.strip);
+        let mut pending = FuturesUnordered::new();
+        let mut survivors: Vec<(usize, AlignedBuf)> = Vec::with_capacity(k);
+        loop {
+            while survivors.len() + pending.len() < k {
+                let Some(strip) = candidates.next() else {
+                    return Err(too_few(lease, range.strip, survivors.len(), k));
+                };
+                if let Some((member, offset)) = self.strip_member(lease, strip) {
+                    let read = member.read(offset + range.offset, range.length);
+                    pending.push(async move { (strip, read.await) });
+                }
+            }
+            match pending.next().await {
+                Some((strip, Ok(bytes))) => survivors.push((strip, bytes)),
+                Some((_, Err(_))) => {}
+                None => break,
+            }
+        }
+        Ok(self.decode_survivors(range.strip, &mut survivors, range.length))
+    }
+
+    fn decode_survivors(
+        &self,
+        lost: usize,
+        survivors: &mut [(usize, AlignedBuf)],
+        length: usize,
+    ) -> AlignedBuf {
+        survivors.sort_by_key(|(strip, _)| *strip);
+        let inputs: Vec<(usize, &[u8])> =
+            survivors.iter().map(|(strip, bytes)| (*strip, &bytes[..])).collect();
+        let mut out = AlignedBuf::zeroed(length);
+        self.code.reconstruct(lost, &inputs, &mut out);
+        out
+    }
+
+    /// Rebuilds a whole unit from k others that are intact, and writes its header anew.
+    pub(super) async fn rebuild_unit(
+        &self,
+        lease: &Lease<'_>,
+        lost: usize,
+        row: u64,
+    ) -> Result<AlignedBuf> {
+        let k = self.geometry.data_strips;
+        let mut survivors: Vec<(usize, AlignedBuf)> = Vec::with_capacity(k);
+        let mut epoch = 0;
+        for strip in (0..self.geometry.strips()).filter(|strip| *strip != lost) {
+            if survivors.len() == k {
+                break;
+            }
+            if let Some((unit, header)) = self.read_unit(lease, strip, row).await {
+                epoch = header.epoch;
+                survivors.push((strip, unit));
+            }
+        }
+        if survivors.len() < k {
+            return Err(too_few(lease, lost, survivors.len(), k));
+        }
+        let mut unit = self.decode_survivors(lost, &mut survivors, UNIT_BYTES);
+        let header = UnitHeader {
+            segment: lease.segment,
+            strip: u16::try_from(lost).expect("at most 32 strips"),
+            row,
+            epoch,
+        };
+        header.encode_into(self.geometry.pod, &mut unit);
+        Ok(unit)
+    }
+
+    /// Reads a unit and verifies it; `None` if it cannot be read or is not intact.
+    pub(super) async fn read_unit(
+        &self,
+        lease: &Lease<'_>,
+        strip: usize,
+        row: u64,
+    ) -> Option<(AlignedBuf, UnitHeader)> {
+        let (member, offset) = self.strip_member(lease, strip)?;
+        let unit = member.read(offset + row * UNIT_BYTES as u64, UNIT_BYTES).await.ok()?;
+        match UnitHeader::decode(&unit, self.geometry.pod, lease.segment, strip, row) {
+            Ok(header) => Some((unit, header)),
+            Err(_) => {
+                Counters::add(&member.counters.checksum_errors);
+                None
+            }
+        }
+    }
+
+    /// The body of a data unit, read or rebuilt. For reclaim, which walks whole segments.
+    ///
+    /// # Errors
+    /// `Corrupt` when neither works.
+    pub async fn unit_body(
+        &self,
+        lease: &Lease<'_>,
+        strip: usize,
+        row: u64,
+    ) -> Result<(AlignedBuf, u64)> {
+        let unit = match self.read_unit(lease, strip, row).await {
+            Some((unit, _)) => unit,
+            None => self.rebuild_unit(lease, strip, row).await?,
+        };
+        let first = row * UNIT_BYTES as u64 + bytes_u64(UNIT_HEADER_BYTES);
+        Ok((unit, first))
+    }
+}
+
+fn too_few(lease: &Lease<'_>, strip: usize, found: usize, needed: usize) -> Error {
+    Error::new(ErrorKind::Corrupt, "rebuild strip").context(format_args!(
+        "segment {}, strip {strip}: {found} other strips are readable, {needed} are needed",
+        lease.segment
+    ))
+}

@@ -1,0 +1,439 @@
+//! The segment table in memory: every segment, its places and live blocks, and the free regions.
+//!
+//! # Invariants
+//! * A region is free, or belongs to exactly one segment in `segments` or `pending_free`.
+//! * `live_blocks` of a segment equals the map entries and node pointers into it; only the mapper
+//!   changes it, together with the entry.
+//! * A segment leaves `pending_free` only after a checkpoint that does not name it is durable, and
+//!   while no lease holds it.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use rustc_hash::FxHashMap;
+
+use super::Geometry;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::format::table::PAGE_ENTRIES;
+use crate::format::table::Place;
+use crate::format::table::SegmentEntry;
+use crate::format::unit::UNIT_BYTES;
+use crate::units::SegmentId;
+
+/// A segment in memory.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// As stored.
+    pub entry: SegmentEntry,
+    /// Where in the table's pages it is stored; `None` for metadata segments.
+    slot: Option<usize>,
+    /// Still being written; never a victim, never freed.
+    pub open: bool,
+    /// Readers and healers in it; its regions are not reused meanwhile.
+    leases: u32,
+}
+
+impl Segment {
+    /// Estimate of the bytes of strips its live blocks occupy, packing losses included.
+    fn live_bytes(&self, geometry: &Geometry) -> u64 {
+        let written = self.entry.rows * (geometry.data_strips * UNIT_BYTES) as u64;
+        let total = self.entry.blocks_written.max(self.entry.live_blocks).max(1);
+        let live = u128::from(written) * u128::from(self.entry.live_blocks) / u128::from(total);
+        u64::try_from(live).unwrap_or(u64::MAX)
+    }
+}
+
+/// The table.
+pub struct SegmentTable {
+    geometry: Geometry,
+    segments: FxHashMap<SegmentId, Segment>,
+    /// Which segment each slot of the table's pages holds.
+    slots: Vec<Option<SegmentId>>,
+    free_slots: BTreeSet<usize>,
+    dirty_pages: BTreeSet<usize>,
+    free_regions: Vec<BTreeSet<u32>>,
+    pending_free: Vec<Segment>,
+    regions_total: Vec<u64>,
+    next_id: u64,
+    id_limit: u64,
+    live_bytes: u64,
+}
+
+impl SegmentTable {
+    /// A table without segments; ids are handed out from `first_id`.
+    #[must_use]
+    pub fn new(geometry: Geometry, regions: Vec<u64>, first_id: u64) -> Self {
+        let free = |count: &u64| (0..u32::try_from(*count).unwrap_or(u32::MAX)).collect();
+        Self {
+            geometry,
+            segments: FxHashMap::default(),
+            slots: Vec::new(),
+            free_slots: BTreeSet::new(),
+            dirty_pages: BTreeSet::new(),
+            free_regions: regions.iter().map(free).collect(),
+            pending_free: Vec::new(),
+            regions_total: regions,
+            next_id: first_id,
+            id_limit: first_id,
+            live_bytes: 0,
+        }
+    }
+
+    /// Takes in a segment that the checkpoint names. `page` is where it was stored.
+    ///
+    /// # Errors
+    /// `Corrupt` if it contradicts what is already there.
+    pub fn load(&mut self, entry: SegmentEntry, slot: Option<usize>) -> Result<()> {
+        let contradiction = |what| {
+            Error::new(ErrorKind::Corrupt, "load segment table")
+                .context(format_args!("segment {}: {what}", entry.id))
+        };
+        if self.segments.contains_key(&entry.id) || entry.rows > self.geometry.rows() {
+            return Err(contradiction("listed twice or too long"));
+        }
+        for place in entry.places.iter().flatten() {
+            let device = usize::from(place.device);
+            // A missing device has no regions to claim; what lies there is rebuilt when read.
+            if self.regions_total.get(device).is_some_and(|total| *total > 0)
+                && !self.free_regions[device].remove(&place.region)
+            {
+                return Err(contradiction("its place is taken or does not exist"));
+            }
+        }
+        if let Some(slot) = slot {
+            if slot >= self.slots.len() {
+                self.free_slots.extend(self.slots.len()..slot);
+                self.slots.resize(slot + 1, None);
+            }
+            self.free_slots.remove(&slot);
+            self.slots[slot] = Some(entry.id);
+        }
+        let segment = Segment { entry, slot, open: false, leases: 0 };
+        self.live_bytes += segment.live_bytes(&self.geometry);
+        self.segments.insert(segment.entry.id, segment);
+        Ok(())
+    }
+
+    /// Takes a metadata segment out again that [`SegmentTable::load`] took in.
+    pub fn unload(&mut self, id: SegmentId) {
+        let Some(segment) = self.segments.remove(&id) else { return };
+        self.live_bytes -= segment.live_bytes(&self.geometry);
+        for place in segment.entry.places.iter().flatten() {
+            let device = usize::from(place.device);
+            if self.regions_total.get(device).is_some_and(|total| *total > 0) {
+                self.free_regions[device].insert(place.region);
+            }
+        }
+    }
+
+    /// Ids up to here may be handed out: the superblock that says so is durable.
+    pub fn extend_ids(&mut self, id_limit: u64) {
+        self.id_limit = self.id_limit.max(id_limit);
+    }
+
+    /// The first id never handed out.
+    #[must_use]
+    pub fn next_id(&self) -> u64 {
+        self.next_id
+    }
+
+    /// Whether the next allocation needs a higher limit in the superblocks first.
+    #[must_use]
+    pub fn ids_exhausted(&self) -> bool {
+        self.next_id >= self.id_limit
+    }
+
+    /// Opens a new segment on devices that are `usable`, emptiest first; with fewer usable devices
+    /// than strips, the last parity strips are absent. `None`: no room.
+    pub fn allocate(&mut self, metadata: bool, usable: &[bool]) -> Option<SegmentId> {
+        if self.ids_exhausted() {
+            return None;
+        }
+        let wanted = self.strips_wanted(usable)?;
+        let mut candidates: Vec<usize> =
+            (0..usable.len()).filter(|d| usable[*d] && !self.free_regions[*d].is_empty()).collect();
+        if candidates.len() < wanted {
+            return None;
+        }
+        candidates
+            .sort_by_key(|device| (std::cmp::Reverse(self.free_regions[*device].len()), *device));
+        candidates.truncate(wanted);
+        // Turn the order with the id, so that parity is spread over all devices.
+        candidates.sort_unstable();
+        let turn = crate::units::bytes_usize(self.next_id % wanted as u64);
+        candidates.rotate_left(turn);
+
+        let id = SegmentId(self.next_id);
+        self.next_id += 1;
+        let mut places = vec![None; self.geometry.strips()];
+        for (place, device) in places.iter_mut().zip(&candidates) {
+            let region = self.free_regions[*device].pop_first()?;
+            *place = Some(Place { device: u16::try_from(*device).ok()?, region });
+        }
+        let entry =
+            SegmentEntry { id, metadata, rows: 0, live_blocks: 0, blocks_written: 0, places };
+        let slot = (!metadata).then(|| self.take_slot(id));
+        self.segments.insert(id, Segment { entry, slot, open: true, leases: 0 });
+        Some(id)
+    }
+
+    /// Strips a new segment gets on the usable devices; `None` if fewer than k are usable.
+    fn strips_wanted(&self, usable: &[bool]) -> Option<usize> {
+        let count = usable.iter().filter(|usable| **usable).count();
+        (count >= self.geometry.data_strips).then(|| count.min(self.geometry.strips()))
+    }
+
+    fn take_slot(&mut self, id: SegmentId) -> usize {
+        let slot = self.free_slots.pop_first().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[slot] = Some(id);
+        self.dirty_pages.insert(slot / PAGE_ENTRIES);
+        slot
+    }
+
+    /// How many more segments could be allocated on the `usable` devices.
+    #[must_use]
+    pub fn free_segments(&self, usable: &[bool]) -> u64 {
+        let Some(wanted) = self.strips_wanted(usable) else { return 0 };
+        let free: Vec<u64> = (0..usable.len())
+            .filter(|device| usable[*device])
+            .map(|device| self.free_regions[device].len() as u64)
+            .collect();
+        // The most segments t such that the devices can supply t strips to each of `wanted` seats.
+        let fits = |t: u64| free.iter().map(|f| f.min(&t)).sum::<u64>() >= t * wanted as u64;
+        let (mut low, mut high) = (0, free.iter().sum::<u64>() / wanted as u64);
+        while low < high {
+            let middle = (low + high).div_ceil(2);
+            if fits(middle) { low = middle } else { high = middle - 1 }
+        }
+        low
+    }
+
+    /// Segments the pod could hold with every device present and empty.
+    #[must_use]
+    pub fn segments_total(&self) -> u64 {
+        let present = self.regions_total.iter().filter(|total| **total > 0).count() as u64;
+        let strips = (self.geometry.strips() as u64).min(present).max(1);
+        self.regions_total.iter().sum::<u64>() / strips
+    }
+
+    /// The segment, if the table knows it.
+    #[must_use]
+    pub fn get(&self, id: SegmentId) -> Option<&Segment> {
+        self.segments.get(&id)
+    }
+
+    /// All segments, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = &Segment> {
+        self.segments.values()
+    }
+
+    /// Estimate of the bytes that live blocks occupy.
+    #[must_use]
+    pub fn live_bytes(&self) -> u64 {
+        self.live_bytes
+    }
+
+    /// Segments that are empty but not yet free.
+    #[must_use]
+    pub fn empty_segments(&self) -> usize {
+        self.pending_free.len() + self.segments.values().filter(|s| is_empty(s)).count()
+    }
+
+    fn change(&mut self, id: SegmentId, change: impl FnOnce(&mut Segment)) {
+        let Some(segment) = self.segments.get_mut(&id) else {
+            panic!("segment {id} is referred to but not in the table");
+        };
+        let before = segment.live_bytes(&self.geometry);
+        change(segment);
+        self.live_bytes = self.live_bytes - before + segment.live_bytes(&self.geometry);
+        if let Some(slot) = segment.slot {
+            self.dirty_pages.insert(slot / PAGE_ENTRIES);
+        }
+    }
+
+    /// Rows up to `rows` are durable.
+    pub fn set_rows(&mut self, id: SegmentId, rows: u64) {
+        self.change(id, |segment| segment.entry.rows = rows);
+    }
+
+    /// Map entries or node pointers now point into the segment. `written`: for the first time.
+    pub fn add_live(&mut self, id: SegmentId, blocks: u64, written: u64) {
+        self.change(id, |segment| {
+            segment.entry.live_blocks += blocks;
+            segment.entry.blocks_written += written;
+        });
+    }
+
+    /// Map entries or node pointers no longer point into the segment.
+    pub fn remove_live(&mut self, id: SegmentId, blocks: u64) {
+        self.change(id, |segment| {
+            assert!(segment.entry.live_blocks >= blocks, "segment {id} has fewer live blocks");
+            segment.entry.live_blocks -= blocks;
+        });
+    }
+
+    /// No more rows will be written to it.
+    pub fn close(&mut self, id: SegmentId) {
+        self.change(id, |segment| segment.open = false);
+    }
+
+    /// Holds the segment's regions and says where they are; `None` if it is gone.
+    pub fn lease(&mut self, id: SegmentId) -> Option<Vec<Option<Place>>> {
+        let segment = self.segments.get_mut(&id)?;
+        segment.leases += 1;
+        Some(segment.entry.places.clone())
+    }
+
+    /// Ends a lease.
+    pub fn release(&mut self, id: SegmentId) {
+        let pending = self.pending_free.iter_mut().find(|segment| segment.entry.id == id);
+        let Some(segment) = self.segments.get_mut(&id).or(pending) else {
+            panic!("segment {id} was freed while leased");
+        };
+        segment.leases -= 1;
+    }
+
+    /// Takes segments without a live block out of the table, to be freed once a checkpoint that
+    /// does not name them is durable.
+    pub fn retire_empty(&mut self) {
+        let mut empty: Vec<SegmentId> =
+            self.segments.values().filter(|s| is_empty(s)).map(|s| s.entry.id).collect();
+        empty.sort_unstable();
+        for id in empty {
+            let Some(segment) = self.segments.remove(&id) else { continue };
+            if let Some(slot) = segment.slot {
+                self.slots[slot] = None;
+                self.free_slots.insert(slot);
+                self.dirty_pages.insert(slot / PAGE_ENTRIES);
+            }
+            self.pending_free.push(segment);
+        }
+    }
+
+    /// Frees the regions of retired segments up to `retired`, a count taken before the checkpoint
+    /// that is now durable. Returns the freed places.
+    pub fn free_retired(&mut self, retired: usize) -> Vec<Place> {
+        let rest = self.pending_free.split_off(retired.min(self.pending_free.len()));
+        let candidates = std::mem::replace(&mut self.pending_free, rest);
+        let mut freed = Vec::new();
+        for segment in candidates {
+            if segment.leases > 0 {
+                self.pending_free.insert(0, segment);
+                continue;
+            }
+            for place in segment.entry.places.iter().flatten() {
+                let device = usize::from(place.device);
+                if self.regions_total[device] > 0 {
+                    self.free_regions[device].insert(place.region);
+                    freed.push(*place);
+                }
+            }
+        }
+        freed
+    }
+
+    /// Retired segments whose regions wait for a checkpoint.
+    #[must_use]
+    pub fn retired(&self) -> usize {
+        self.pending_free.len()
+    }
+
+    /// Pages changed since the last call, with their entries. A page may be empty.
+    pub fn take_dirty_pages(&mut self) -> BTreeMap<usize, Vec<SegmentEntry>> {
+        let pages = std::mem::take(&mut self.dirty_pages);
+        pages.into_iter().map(|page| (page, self.page(page))).collect()
+    }
+
+    /// Marks a page as changed: its stored copy is about to move.
+    pub fn mark_page_dirty(&mut self, page: usize) {
+        self.dirty_pages.insert(page);
+    }
+
+    fn page(&self, page: usize) -> Vec<SegmentEntry> {
+        let slots = self.slots.iter().skip(page * PAGE_ENTRIES).take(PAGE_ENTRIES);
+        slots.flatten().map(|id| self.segments[id].entry.clone()).collect()
+    }
+
+    /// Pages the table has.
+    #[must_use]
+    pub fn pages(&self) -> usize {
+        self.slots.len().div_ceil(PAGE_ENTRIES)
+    }
+
+    /// Entries of the metadata segments, for the checkpoint root.
+    #[must_use]
+    pub fn metadata_entries(&self) -> Vec<SegmentEntry> {
+        let metadata = self.segments.values().filter(|segment| segment.entry.metadata);
+        let mut entries: Vec<_> = metadata.map(|segment| segment.entry.clone()).collect();
+        entries.sort_by_key(|entry| entry.id);
+        entries
+    }
+}
+
+fn is_empty(segment: &Segment) -> bool {
+    !segment.open && segment.entry.live_blocks == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::PodId;
+
+    fn table() -> SegmentTable {
+        let geometry = Geometry {
+            pod: PodId([0; 16]),
+            devices: 6,
+            data_strips: 4,
+            parity_strips: 2,
+            strip_bytes: 1 << 20,
+            journal_bytes: 1 << 20,
+        };
+        let mut table = SegmentTable::new(geometry, vec![3; 6], 1);
+        table.extend_ids(100);
+        table
+    }
+
+    #[test]
+    fn a_region_is_reused_only_after_retiring_and_a_checkpoint() {
+        let mut table = table();
+        let usable = [true; 6];
+        let ids: Vec<_> = (0..3).map(|_| table.allocate(false, &usable).expect("room")).collect();
+        assert_eq!(table.allocate(false, &usable), None);
+        table.close(ids[0]);
+        let lease = table.lease(ids[0]);
+        assert!(lease.is_some());
+        table.retire_empty();
+        assert_eq!(table.allocate(false, &usable), None, "no checkpoint yet");
+        assert!(table.free_retired(1).is_empty(), "leased");
+        table.release(ids[0]);
+        assert_eq!(table.free_retired(1).len(), 6);
+        assert_eq!(table.allocate(false, &usable), Some(SegmentId(4)), "a new id");
+    }
+
+    #[test]
+    fn missing_devices_leave_parity_absent_and_too_few_refuse() {
+        let mut table = table();
+        let usable = [true, false, true, true, true, true];
+        let id = table.allocate(false, &usable).expect("five devices hold k strips");
+        let places = &table.get(id).expect("known").entry.places;
+        assert_eq!(places.iter().flatten().count(), 5);
+        assert!(places[5].is_none() && places.iter().flatten().all(|place| place.device != 1));
+        assert_eq!(table.allocate(false, &[true, true, true, false, false, false]), None);
+    }
+
+    #[test]
+    fn live_bytes_follow_the_blocks() {
+        let mut table = table();
+        let id = table.allocate(false, &[true; 6]).expect("room");
+        table.set_rows(id, 2);
+        table.add_live(id, 100, 100);
+        assert_eq!(table.live_bytes(), 8 * 65536);
+        table.remove_live(id, 50);
+        assert_eq!(table.live_bytes(), 4 * 65536);
+    }
+}

@@ -1,0 +1,353 @@
+//! A volume of a pod: bytes to blocks, the order of overlapping requests, and the
+//! read-modify-write of partial blocks.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use bytes::BytesMut;
+
+use super::Extent;
+use super::Piece;
+use super::Volume;
+use super::ZeroMode;
+use super::pod::VolumeInfo;
+use crate::engine::Engine;
+use crate::engine::block_status::BlockState;
+use crate::engine::catalog::VolumeRecord;
+use crate::engine::layer::Layer;
+use crate::engine::range_lock::RangeGuard;
+use crate::engine::range_lock::RangeLock;
+use crate::engine::read::BlockPiece;
+use crate::engine::write::ATOMIC_WRITE_BYTES;
+use crate::env::LocalBoxFuture;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::units::BLOCK_BYTES;
+use crate::units::BLOCK_BYTES_U64;
+use crate::units::Lba;
+use crate::units::bytes_u64;
+use crate::units::bytes_usize;
+
+/// Largest range that is kept allocated when zeroed: every block of it gets a map entry. Larger
+/// ones become holes, which read the same.
+const KEEP_ALLOCATED_BYTES_MAX: u64 = 64 << 20;
+
+/// See the module.
+pub struct PodVolume {
+    engine: Arc<Engine>,
+    layer: Arc<Layer>,
+    /// As created; the size is in `size_bytes`.
+    record: VolumeRecord,
+    size_bytes: AtomicU64,
+    /// In units of blocks.
+    ranges: Arc<RangeLock>,
+    closed: AtomicBool,
+}
+
+/// A byte range as whole blocks.
+struct BlockSpan {
+    first: u64,
+    /// Exclusive.
+    end: u64,
+    /// Bytes of the first block before the range.
+    head_bytes: usize,
+}
+
+impl BlockSpan {
+    fn of(offset: u64, bytes: u64) -> Self {
+        Self {
+            first: offset / BLOCK_BYTES_U64,
+            end: (offset + bytes).div_ceil(BLOCK_BYTES_U64),
+            head_bytes: bytes_usize(offset % BLOCK_BYTES_U64),
+        }
+    }
+
+    fn blocks(&self) -> u64 {
+        self.end - self.first
+    }
+
+    fn range(&self) -> Range<u64> {
+        self.first..self.end
+    }
+}
+
+impl PodVolume {
+    /// A volume on its head layer.
+    #[must_use]
+    pub fn new(engine: Arc<Engine>, layer: Arc<Layer>, record: &VolumeRecord) -> Self {
+        Self {
+            engine,
+            layer,
+            size_bytes: AtomicU64::new(record.size_bytes),
+            record: record.clone(),
+            ranges: Arc::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.record.id
+    }
+
+    /// The volume as it is now.
+    #[must_use]
+    pub fn info(&self) -> VolumeInfo {
+        VolumeInfo {
+            id: self.record.id,
+            name: self.record.name.clone(),
+            uuid: self.record.uuid,
+            size_bytes: self.size_bytes.load(Ordering::Acquire),
+            logical_block_bytes: self.record.logical_block_bytes,
+            read_only: self.record.read_only,
+            allocated_bytes: self.layer.mapped_blocks.load(Ordering::Relaxed) * BLOCK_BYTES_U64,
+        }
+    }
+
+    /// The resize is durable.
+    pub fn set_size(&self, size_bytes: u64) {
+        self.size_bytes.store(size_bytes, Ordering::Release);
+    }
+
+    /// No request is accepted any more.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    fn check(&self, offset: u64, bytes: u64, op: &'static str) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::ShuttingDown, op).context(&self.record.name));
+        }
+        let size = self.size_bytes.load(Ordering::Acquire);
+        match offset.checked_add(bytes) {
+            Some(end) if end <= size => Ok(()),
+            _ => Err(Error::new(ErrorKind::OutOfRange, op).context(format_args!(
+                "{}: {bytes} bytes at {offset}, the volume has {size}",
+                self.record.name
+            ))),
+        }
+    }
+
+    fn check_write(&self, offset: u64, bytes: u64, op: &'static str) -> Result<()> {
+        if self.record.read_only {
+            return Err(Error::new(ErrorKind::ReadOnly, op).context(&self.record.name));
+        }
+        self.check(offset, bytes, op)
+    }
+
+    async fn read_range(&self, offset: u64, bytes: u64) -> Result<Vec<Piece>> {
+        let span = BlockSpan::of(offset, bytes);
+        let blocks = self.engine.read(&self.layer, Lba(span.first), span.blocks()).await?;
+        let mut trimmer = Trimmer::new(&span, bytes);
+        Ok(blocks.into_iter().filter_map(|piece| trimmer.trim(piece)).collect())
+    }
+
+    async fn write_range(&self, offset: u64, data: Bytes) -> Result<()> {
+        let span = BlockSpan::of(offset, bytes_u64(data.len()));
+        let hold = Arc::new(self.ranges.acquire(span.range()).await);
+        let whole = span.blocks() * BLOCK_BYTES_U64 == bytes_u64(data.len());
+        let data = if whole { data } else { self.widen(&span, data).await? };
+        self.engine.write(&self.layer, hold, Lba(span.first), &data).await
+    }
+
+    /// Completes the first and last block with what is stored. The caller holds the range.
+    async fn widen(&self, span: &BlockSpan, data: Bytes) -> Result<Bytes> {
+        let length = bytes_usize(span.blocks() * BLOCK_BYTES_U64);
+        let mut whole = BytesMut::zeroed(length);
+        let tail = span.head_bytes + data.len();
+        if span.head_bytes > 0 {
+            self.fill_block(span.first, &mut whole[..BLOCK_BYTES]).await?;
+        }
+        let last_is_partial = !tail.is_multiple_of(BLOCK_BYTES);
+        if last_is_partial && (span.blocks() > 1 || span.head_bytes == 0) {
+            self.fill_block(span.end - 1, &mut whole[length - BLOCK_BYTES..]).await?;
+        }
+        whole[span.head_bytes..tail].copy_from_slice(&data);
+        Ok(whole.freeze())
+    }
+
+    async fn fill_block(&self, lba: u64, block: &mut [u8]) -> Result<()> {
+        match self.engine.read(&self.layer, Lba(lba), 1).await?.first() {
+            Some(BlockPiece::Data(bytes)) => block.copy_from_slice(bytes),
+            Some(BlockPiece::Zero(_)) | None => block.fill(0),
+        }
+        Ok(())
+    }
+
+    /// Zeroes a range: whole blocks as one entry, partial ones at its ends by rewriting them.
+    /// All under one hold, so nothing overlapping comes in between.
+    async fn zero_range(&self, offset: u64, bytes: u64, mode: ZeroMode) -> Result<()> {
+        let span = BlockSpan::of(offset, bytes);
+        let hold = Arc::new(self.ranges.acquire(span.range()).await);
+        let end = offset + bytes;
+        let inner = offset.div_ceil(BLOCK_BYTES_U64)..end / BLOCK_BYTES_U64;
+        if inner.start > inner.end || inner.is_empty() {
+            return self.rewrite_zero(&hold, offset, end).await;
+        }
+        if offset < inner.start * BLOCK_BYTES_U64 {
+            self.rewrite_zero(&hold, offset, inner.start * BLOCK_BYTES_U64).await?;
+        }
+        if inner.end * BLOCK_BYTES_U64 < end {
+            self.rewrite_zero(&hold, inner.end * BLOCK_BYTES_U64, end).await?;
+        }
+        let keep = mode == ZeroMode::KeepAllocated && bytes <= KEEP_ALLOCATED_BYTES_MAX;
+        let blocks = inner.end - inner.start;
+        self.engine.zero(&self.layer, hold, Lba(inner.start), blocks, keep).await
+    }
+
+    /// Zeroes `from..to`, which lies in at most two blocks, by rewriting them.
+    async fn rewrite_zero(&self, hold: &Arc<RangeGuard>, from: u64, to: u64) -> Result<()> {
+        let span = BlockSpan::of(from, to - from);
+        let zeroes = Bytes::from(vec![0; bytes_usize(to - from)]);
+        let data = self.widen(&span, zeroes).await?;
+        self.engine.write(&self.layer, Arc::clone(hold), Lba(span.first), &data).await
+    }
+}
+
+/// Cuts the pieces of whole blocks down to the bytes asked for.
+struct Trimmer {
+    skip: usize,
+    left: usize,
+}
+
+impl Trimmer {
+    fn new(span: &BlockSpan, bytes: u64) -> Self {
+        Self { skip: span.head_bytes, left: bytes_usize(bytes) }
+    }
+
+    fn trim(&mut self, piece: BlockPiece) -> Option<Piece> {
+        let length = match &piece {
+            BlockPiece::Zero(length) => *length,
+            BlockPiece::Data(bytes) => bytes.len(),
+        };
+        let from = self.skip.min(length);
+        let to = length.min(from + self.left);
+        self.skip -= from;
+        self.left -= to - from;
+        (to > from).then(|| match piece {
+            BlockPiece::Zero(_) => Piece::Zero(to - from),
+            BlockPiece::Data(bytes) if to - from == length => Piece::Data(bytes),
+            BlockPiece::Data(bytes) => Piece::Data(bytes.slice(from..to)),
+        })
+    }
+}
+
+impl Volume for PodVolume {
+    fn name(&self) -> String {
+        self.record.name.clone()
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
+    fn read_only(&self) -> bool {
+        self.record.read_only
+    }
+
+    fn atomic_write_bytes(&self) -> u32 {
+        u32::try_from(ATOMIC_WRITE_BYTES).expect("64 KiB")
+    }
+
+    fn closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn try_read(&self, offset: u64, bytes: u32, pieces: &mut Vec<Piece>) -> Result<bool> {
+        self.check(offset, u64::from(bytes), "read")?;
+        if bytes == 0 {
+            return Ok(true);
+        }
+        let span = BlockSpan::of(offset, u64::from(bytes));
+        let mut trimmer = Trimmer::new(&span, u64::from(bytes));
+        self.engine.try_read(&self.layer, Lba(span.first), span.blocks(), |piece| {
+            pieces.extend(trimmer.trim(piece));
+        })
+    }
+
+    fn read(self: Arc<Self>, offset: u64, bytes: u32) -> LocalBoxFuture<Result<Vec<Piece>>> {
+        Box::pin(async move {
+            self.check(offset, u64::from(bytes), "read")?;
+            self.read_range(offset, u64::from(bytes)).await
+        })
+    }
+
+    fn write(self: Arc<Self>, offset: u64, data: Bytes) -> LocalBoxFuture<Result<()>> {
+        Box::pin(async move {
+            self.check_write(offset, bytes_u64(data.len()), "write")?;
+            if data.is_empty() {
+                return Ok(());
+            }
+            self.write_range(offset, data).await
+        })
+    }
+
+    fn zero(
+        self: Arc<Self>,
+        offset: u64,
+        bytes: u64,
+        mode: ZeroMode,
+    ) -> LocalBoxFuture<Result<()>> {
+        Box::pin(async move {
+            self.check_write(offset, bytes, "zero")?;
+            if bytes == 0 {
+                return Ok(());
+            }
+            self.zero_range(offset, bytes, mode).await
+        })
+    }
+
+    /// Everything acknowledged is durable already.
+    fn flush(self: Arc<Self>) -> LocalBoxFuture<Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn prefetch(self: Arc<Self>, offset: u64, bytes: u64) -> LocalBoxFuture<Result<()>> {
+        /// Prefetched at a time, so that a large hint does not fill memory.
+        const STEP_BYTES: u64 = 1 << 20;
+        Box::pin(async move {
+            self.check(offset, bytes, "prefetch")?;
+            let mut at = offset;
+            while at < offset + bytes {
+                let step = STEP_BYTES.min(offset + bytes - at);
+                self.read_range(at, step).await?;
+                at += step;
+            }
+            Ok(())
+        })
+    }
+
+    fn block_status(
+        self: Arc<Self>,
+        offset: u64,
+        bytes: u64,
+        extents_max: usize,
+    ) -> LocalBoxFuture<Result<Vec<Extent>>> {
+        Box::pin(async move {
+            self.check(offset, bytes, "block status")?;
+            let span = BlockSpan::of(offset, bytes);
+            let first = Lba(span.first);
+            let runs = self.engine.block_status(&self.layer, first, span.blocks(), extents_max);
+            let mut skip = bytes_u64(span.head_bytes);
+            let mut left = bytes;
+            let extents = runs.await?.into_iter().map(|(state, blocks)| {
+                let length = (blocks * BLOCK_BYTES_U64 - skip).min(left);
+                skip = 0;
+                left -= length;
+                let (hole, zero) = match state {
+                    BlockState::Hole => (true, true),
+                    BlockState::Zero => (false, true),
+                    BlockState::Data => (false, false),
+                };
+                Extent { bytes: length, hole, zero }
+            });
+            Ok(extents.filter(|extent| extent.bytes > 0).collect())
+        })
+    }
+}
