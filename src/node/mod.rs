@@ -14,6 +14,7 @@
 //! Threads: the caller's (management, accepting), one engine thread, N data-plane threads.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,6 +72,10 @@ pub use notify::notify;
 const API_STOP_TIME_MAX: Duration = Duration::from_secs(5);
 /// Time that NBD connections get altogether; the target's own limits end well before.
 const NBD_STOP_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long a killed node may take to let go of its directory. Arbitrary, but a person waits for it.
+const RELEASE_TIME_MAX: Duration = Duration::from_secs(2);
+/// How often to look whether it has.
+const RELEASE_POLL: Duration = Duration::from_millis(20);
 /// Pause after accepting failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -113,7 +118,7 @@ impl Node {
     /// * Whatever opening the pod ends in.
     pub async fn start(config: Config) -> Result<Self> {
         allow_open_files();
-        let directory = Arc::new(Directory::open(&config.data_dir)?);
+        let directory = Arc::new(open_directory(&config.data_dir).await?);
         let nbd = nbd_options(&config.nbd)?;
         let listeners = Listeners::open(&config.nbd)?;
         let api = listeners::bind_unix(&config.api_socket, Mode::RUSR | Mode::WUSR)?;
@@ -241,6 +246,20 @@ impl ApiServer {
                 tracing::warn!("API requests did not end in time and are cut");
                 self.task.abort();
             }
+        }
+    }
+}
+
+/// Takes the directory, waiting a little for another holder to let go: a node that was killed a
+/// moment ago keeps its locks until the kernel has taken it apart.
+async fn open_directory(path: &Path) -> Result<Directory> {
+    let deadline = Instant::now() + RELEASE_TIME_MAX;
+    loop {
+        match Directory::open(path) {
+            Err(error) if error.kind() == ErrorKind::Busy && Instant::now() < deadline => {
+                time::sleep(RELEASE_POLL).await;
+            }
+            result => return result,
         }
     }
 }
