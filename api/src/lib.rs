@@ -1,2 +1,246 @@
-//! Types of Weft's management API and a small client; no server, no terminal.
+//! Weft's management API: its types, and a small client.
+//!
+//! HTTP/1.1 with JSON bodies over a node's Unix socket:
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/status` | | [`NodeStatus`] |
+//! | `GET /v1/pod` | | [`Pod`] |
+//! | `GET /v1/devices` | | array of [`Device`], in order of index |
+//! | `GET /v1/volumes` | | array of [`Volume`], in order of name |
+//! | `POST /v1/volumes` | [`CreateVolume`] | 201 and the [`Volume`] |
+//! | `GET /v1/volumes/{name}` | | [`Volume`] |
+//! | `PATCH /v1/volumes/{name}` | [`ResizeVolume`] | [`Volume`] |
+//! | `DELETE /v1/volumes/{name}` | | 204 |
+//!
+//! A change is durable when it is answered. Whatever fails is answered with a [`Problem`] (RFC
+//! 9457). Sizes are in bytes; unknown keys in a request are refused, and those in an answer are
+//! to be ignored, since later versions add some.
+
 #![forbid(unsafe_code)]
+
+use serde::Deserialize;
+use serde::Serialize;
+
+mod client;
+
+pub use client::Client;
+pub use client::ClientError;
+pub use client::percent_encode;
+
+/// A node, for a first look.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Version of the node's program.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// The directory it runs on, absolute.
+    pub data_dir: String,
+    /// Seconds since it began to serve.
+    pub uptime_s: u64,
+    /// Threads that serve hosts.
+    pub data_plane_threads: usize,
+    /// Connections of hosts, now.
+    pub connections: usize,
+    /// Where hosts connect.
+    pub listeners: Vec<Listener>,
+    /// The pod it serves.
+    pub pod: Pod,
+    /// How many volumes the pod has.
+    pub volume_count: usize,
+}
+
+/// An address at which hosts connect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// `nbd`.
+    pub protocol: String,
+    /// `tcp` or `unix`.
+    pub transport: String,
+    /// `127.0.0.1:10809`, or the absolute path of a Unix socket.
+    pub address: String,
+}
+
+/// A pod: devices, and volumes with one writer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// Identity.
+    pub uuid: String,
+    /// Opens so far.
+    pub epoch: u64,
+    /// Data strips in a segment: k.
+    pub data_strips: usize,
+    /// Parity strips in a segment: m.
+    pub parity_strips: usize,
+    /// `healthy`, `degraded` or `read-only`.
+    pub health: String,
+    /// Devices that may still fail, all at once, without loss.
+    pub can_lose: usize,
+    /// Devices the pod has.
+    pub device_count: usize,
+    /// Of them, in service.
+    pub devices_in_service: usize,
+    /// What volumes may store, after parity, before compression.
+    pub capacity_bytes: u64,
+    /// Of it, in use or promised.
+    pub used_bytes: u64,
+    /// Live data as hosts wrote it.
+    pub logical_bytes: u64,
+    /// The same after compression.
+    pub physical_bytes: u64,
+    /// Length of the journal.
+    pub journal_bytes: u64,
+    /// Of it, not yet behind a checkpoint.
+    pub journal_used_bytes: u64,
+    /// Acknowledged and not yet in a segment.
+    pub buffered_bytes: u64,
+    /// RAM that holds decoded chunks now.
+    pub cache_bytes: u64,
+    /// Reads answered from it since the node started.
+    pub cache_hits: u64,
+    /// Reads that asked a device since the node started.
+    pub cache_misses: u64,
+    /// Checkpoints since the node started.
+    pub checkpoints: u64,
+}
+
+/// A device of a pod. Counters are since the node started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Its place in the pod, from 0.
+    pub index: usize,
+    /// Identity.
+    pub uuid: String,
+    /// Path or address.
+    pub name: String,
+    /// Its length.
+    pub size_bytes: u64,
+    /// `in service`, `failed`, `missing` or `hung`.
+    pub state: String,
+    /// Why it is not in service.
+    pub reason: Option<String>,
+    /// Reads completed.
+    pub reads: u64,
+    /// Writes completed.
+    pub writes: u64,
+    /// Reads failed.
+    pub read_errors: u64,
+    /// Writes failed.
+    pub write_errors: u64,
+    /// Reads whose bytes were not what had been written.
+    pub checksum_errors: u64,
+    /// Damaged places rebuilt and written back.
+    pub healed: u64,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Number within the pod.
+    pub id: u64,
+    /// Its name, which is also its export's.
+    pub name: String,
+    /// Identity.
+    pub uuid: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// The smallest request hosts are told of: 512 or 4096.
+    pub logical_block_bytes: u32,
+    /// Whether hosts may only read.
+    pub read_only: bool,
+    /// What is stored, before compression and parity.
+    pub allocated_bytes: u64,
+}
+
+/// What `POST /v1/volumes` takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// See [`check_volume_name`].
+    pub name: String,
+    /// Its size; a multiple of 4096 bytes.
+    pub size_bytes: u64,
+    /// 512 or 4096; 4096 when left out.
+    #[serde(default = "default_logical_block_bytes")]
+    pub logical_block_bytes: u32,
+    /// Whether hosts may only read.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+fn default_logical_block_bytes() -> u32 {
+    4096
+}
+
+/// What `PATCH /v1/volumes/{name}` takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeVolume {
+    /// The new size; a multiple of 4096 bytes and not below the present one.
+    pub size_bytes: u64,
+}
+
+/// Why a request failed, as `application/problem+json` (RFC 9457).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// The kind in words, the same for every problem of the kind.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What was tried, on what, and what can be done.
+    pub detail: String,
+    /// The engine's name of the kind, for programs: `NotFound`, `Exists`, `NoSpace`, ...
+    pub kind: String,
+}
+
+/// Longest volume name. Arbitrary; it fits a column of a table and every protocol's limit.
+pub const VOLUME_NAME_BYTES_MAX: usize = 64;
+
+/// Says what is wrong with a volume's name.
+///
+/// A name is 1 to 64 ASCII letters, digits, dots, dashes and underscores, and begins with none of
+/// dot and dash: safe in a URI, a path, a systemd unit and on a command line.
+///
+/// # Errors
+/// A sentence for whoever chose the name.
+pub fn check_volume_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.len() > VOLUME_NAME_BYTES_MAX {
+        return Err(format!("a volume name has 1 to {VOLUME_NAME_BYTES_MAX} characters"));
+    }
+    if name.starts_with(['-', '.']) {
+        return Err(format!("volume name '{name}' begins with a dash or a dot"));
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    match name.chars().find(|c| !allowed(*c)) {
+        None => Ok(()),
+        Some(other) => Err(format!(
+            "volume name '{}' has a {other:?}: use letters, digits, '.', '_' and '-'",
+            name.escape_debug()
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_safe_everywhere_are_taken_and_others_refused() {
+        let longest = "v".repeat(VOLUME_NAME_BYTES_MAX);
+        for name in ["vol0", "a", "db-1.wal_2", "0", "_x", longest.as_str()] {
+            assert_eq!(check_volume_name(name), Ok(()), "{name}");
+        }
+        let too_long = "v".repeat(VOLUME_NAME_BYTES_MAX + 1);
+        for name in ["", "-x", ".x", "..", "a/b", "a b", "ä", "a\0", "a\n", "a?b", &too_long] {
+            assert!(check_volume_name(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_in_a_request_are_refused() {
+        let text = r#"{"name":"a","size_bytes":4096,"sise":1}"#;
+        let error = serde_json::from_str::<CreateVolume>(text).expect_err("unknown key");
+        assert!(error.to_string().contains("sise"), "{error}");
+    }
+}

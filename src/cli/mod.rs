@@ -1,1 +1,225 @@
-//! cli.
+//! The command line: without a command `weft` is the node; each command is a thin client of a
+//! running node's management API.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use clap::Parser;
+use clap::Subcommand;
+use clap::ValueEnum;
+
+use crate::node::config::DATA_DIR_DEFAULT;
+use crate::node::config::DEFAULT_FILE;
+use crate::units;
+
+mod admin;
+mod banner;
+mod exit;
+mod output;
+mod serve;
+
+use exit::Failure;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 failed, 2 wrong arguments, configuration or request, 3 no node answers,
+4 no such volume, 5 conflict (name taken, directory or address in use by another process)";
+
+/// Serves erasure-coded, compressed volumes over NBD.
+///
+/// Without a command it runs a node on a directory, which it creates at the first start: six
+/// sparse device files, 4 data + 2 parity, and a volume vol0 of 8 GiB.
+#[derive(Debug, Parser)]
+#[command(name = "weft", version, after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(flatten)]
+    serve: ServeArguments,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// How to run a node.
+#[derive(Debug, Args)]
+struct ServeArguments {
+    /// The node's directory [default: ./weft-data]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Listen for NBD on this TCP address, and on no other [default: 127.0.0.1:10809]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    nbd: Option<SocketAddr>,
+    /// Read the configuration from this file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// error, warn, info, debug, trace, or by module: info,weft::target=debug
+    #[arg(long, value_name = "LEVEL")]
+    log: Option<String>,
+    /// Print every configuration key with its default and meaning, and exit
+    #[arg(long)]
+    print_config: bool,
+}
+
+/// What to ask of a running node.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the node, its pod and where it listens
+    #[command(after_help = EXIT_CODES)]
+    Status(NodeArguments),
+    /// The pod: devices, space and redundancy as a whole
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Pod(PodCommand),
+    /// The pod's devices
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Device(DeviceCommand),
+    /// Volumes; each is an NBD export of its name
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Volume(VolumeCommand),
+}
+
+/// Which node, and how to print.
+#[derive(Debug, Args)]
+struct NodeArguments {
+    /// The node's directory, to find its API socket in
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR_DEFAULT)]
+    data: PathBuf,
+    /// The node's API socket [default: DIR/weft.sock]
+    #[arg(long, value_name = "PATH")]
+    api: Option<PathBuf>,
+    /// Table for people, or JSON as the API answers it
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+impl NodeArguments {
+    fn socket(&self) -> PathBuf {
+        self.api.clone().unwrap_or_else(|| self.data.join("weft.sock"))
+    }
+}
+
+/// How answers are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum PodCommand {
+    /// Show the pod
+    Show(NodeArguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum DeviceCommand {
+    /// List the devices with their state and counters
+    List(NodeArguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum VolumeCommand {
+    /// Create a thin volume; it takes space only as it is written
+    Create {
+        /// 1 to 64 letters, digits, '.', '_' and '-', not beginning with '.' or '-'
+        name: String,
+        /// A multiple of 4 KiB, as 100GiB (units are binary)
+        #[arg(long, value_parser = units::parse_size)]
+        size: u64,
+        /// The smallest request hosts are told of: 512 or 4096 bytes
+        #[arg(long, value_name = "BYTES", default_value = "4096", value_parser = block_size)]
+        block_size: u32,
+        /// Hosts may only read
+        #[arg(long)]
+        read_only: bool,
+        #[command(flatten)]
+        node: NodeArguments,
+    },
+    /// List all volumes
+    List(NodeArguments),
+    /// Show one volume
+    Show {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        node: NodeArguments,
+    },
+    /// Make a volume larger; making it smaller is refused
+    Resize {
+        /// Its name
+        name: String,
+        /// The new size, a multiple of 4 KiB, as 200GiB
+        #[arg(long, value_parser = units::parse_size)]
+        size: u64,
+        #[command(flatten)]
+        node: NodeArguments,
+    },
+    /// Delete a volume and all its data, at once and for ever
+    Delete {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        node: NodeArguments,
+    },
+}
+
+fn block_size(text: &str) -> Result<u32, String> {
+    match text {
+        "512" => Ok(512),
+        "4096" => Ok(4096),
+        _ => Err("must be 512 or 4096".to_owned()),
+    }
+}
+
+/// Runs the program with these arguments, the first being its name.
+#[must_use]
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Standard output or error being closed changes nothing.
+            let _ = error.print();
+            return if error.use_stderr() { exit::USAGE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let done = match arguments.command {
+        Some(command) => admin::run(command),
+        None if arguments.serve.print_config => output::print(DEFAULT_FILE),
+        None => serve::run(arguments.serve),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { code, message }) => {
+            output::complain(&message);
+            code.into()
+        }
+    }
+}
+
+/// A path for people to paste into a shell.
+fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%=".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn words_survive_a_shell() {
+        assert_eq!(shell_word(Path::new("/srv/weft-data")), "/srv/weft-data");
+        assert_eq!(shell_word(Path::new("/my data/it's")), "'/my data/it'\\''s'");
+    }
+}

@@ -1,1 +1,274 @@
-//! mgmt.
+//! The management API: HTTP and JSON on a Unix socket of mode 0600, which is its access control.
+//!
+//! Types, paths and their meaning are the `weft-api` crate's. This is the edge: names and sizes
+//! are checked here, once. Changes go to the thread the pod lives on ([`PodHandle`]), one at a
+//! time; reads look at the pod directly.
+
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::extract::FromRequest;
+use axum::extract::Path;
+use axum::extract::Request;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::response::Response;
+use axum::routing::get;
+use tokio::net::UnixListener;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use weft_api::CreateVolume;
+use weft_api::ResizeVolume;
+
+use crate::env::LocalBoxFuture;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::units::BLOCK_BYTES_U64;
+use crate::units::format_size;
+use crate::volume::pod::Pod;
+use crate::volume::pod::VolumeInfo;
+use crate::volume::pod::VolumeSpec;
+
+mod handle;
+mod problem;
+mod view;
+
+pub use handle::Job;
+pub use handle::PodHandle;
+use problem::Refusal;
+
+/// Longest request body, in bytes: far above any request there is.
+const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// What the API answers from.
+pub struct Management {
+    pod: PodHandle,
+    node: NodeFacts,
+    /// Held over each change, so that what was checked still holds when it is made.
+    changes: Mutex<()>,
+}
+
+/// What the API says of the node itself.
+pub struct NodeFacts {
+    /// The node's directory, absolute.
+    pub data_dir: PathBuf,
+    /// When it began to serve.
+    pub started: Instant,
+    /// Threads that serve hosts.
+    pub data_plane_threads: usize,
+    /// Connections of hosts, now.
+    pub connections: Box<dyn Fn() -> usize + Send + Sync>,
+    /// Ends the connections of volumes that were deleted.
+    pub end_orphans: Box<dyn Fn() + Send + Sync>,
+    /// Where hosts connect.
+    pub listeners: Vec<weft_api::Listener>,
+}
+
+impl Management {
+    /// The API of the pod behind `pod` and the node described by `node`.
+    #[must_use]
+    pub fn new(pod: PodHandle, node: NodeFacts) -> Arc<Self> {
+        Arc::new(Self { pod, node, changes: Mutex::new(()) })
+    }
+
+    /// What `GET /v1/status` answers.
+    #[must_use]
+    pub fn status(&self) -> weft_api::NodeStatus {
+        let pod = self.pod.pod();
+        weft_api::NodeStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            data_dir: self.node.data_dir.display().to_string(),
+            uptime_s: self.node.started.elapsed().as_secs(),
+            data_plane_threads: self.node.data_plane_threads,
+            connections: (self.node.connections)(),
+            listeners: self.node.listeners.clone(),
+            pod: view::pod(&pod.status()),
+            volume_count: pod.volumes().len(),
+        }
+    }
+
+    /// What `GET /v1/volumes` answers.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<weft_api::Volume> {
+        self.pod.pod().volumes().iter().map(view::volume).collect()
+    }
+
+    /// Answers requests on `listener` until `stopped` completes and those begun are answered.
+    ///
+    /// # Errors
+    /// The listener failed.
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: UnixListener,
+        stopped: impl Future<Output = ()> + Send + 'static,
+    ) -> io::Result<()> {
+        axum::serve(listener, router(self)).with_graceful_shutdown(stopped).await
+    }
+
+    fn find(&self, name: &str) -> Result<VolumeInfo> {
+        let volumes = self.pod.pod().volumes();
+        volumes.into_iter().find(|volume| volume.name == name).ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, "find volume")
+                .context(format!("'{}'", name.escape_debug()))
+        })
+    }
+
+    async fn create(&self, request: CreateVolume) -> Result<VolumeInfo> {
+        let spec = checked(request)?;
+        let _change = self.changes.lock().await;
+        let create = move |pod: Arc<Pod>| -> LocalBoxFuture<Result<VolumeInfo>> {
+            Box::pin(async move { pod.create_volume(spec).await })
+        };
+        self.pod.call(create).await?
+    }
+
+    async fn resize(&self, name: String, size_bytes: u64) -> Result<VolumeInfo> {
+        const OP: &str = "resize volume";
+        check_size(OP, size_bytes)?;
+        let _change = self.changes.lock().await;
+        let present = self.find(&name)?.size_bytes;
+        if size_bytes < present {
+            return Err(Error::new(ErrorKind::InvalidRequest, OP).context(format!(
+                "'{name}' has {}: making it smaller would cut off data and is refused",
+                format_size(present)
+            )));
+        }
+        let resize = move |pod: Arc<Pod>| -> LocalBoxFuture<Result<VolumeInfo>> {
+            Box::pin(async move { pod.resize_volume(&name, size_bytes).await })
+        };
+        self.pod.call(resize).await?
+    }
+
+    async fn delete(&self, name: String) -> Result<()> {
+        let _change = self.changes.lock().await;
+        self.find(&name)?;
+        let delete = move |pod: Arc<Pod>| -> LocalBoxFuture<Result<()>> {
+            Box::pin(async move { pod.delete_volume(&name).await })
+        };
+        self.pod.call(delete).await??;
+        (self.node.end_orphans)();
+        Ok(())
+    }
+}
+
+/// Turns a request into what the pod takes, or says what is wrong with it.
+fn checked(request: CreateVolume) -> Result<VolumeSpec> {
+    const OP: &str = "create volume";
+    let invalid = |reason: String| Error::new(ErrorKind::InvalidRequest, OP).context(reason);
+    weft_api::check_volume_name(&request.name).map_err(invalid)?;
+    check_size(OP, request.size_bytes)?;
+    if !matches!(request.logical_block_bytes, 512 | 4096) {
+        return Err(invalid(format!(
+            "logical blocks have 512 or 4096 bytes, not {}",
+            request.logical_block_bytes
+        )));
+    }
+    Ok(VolumeSpec {
+        name: request.name,
+        size_bytes: request.size_bytes,
+        logical_block_bytes: request.logical_block_bytes,
+        read_only: request.read_only,
+    })
+}
+
+fn check_size(op: &'static str, size_bytes: u64) -> Result<()> {
+    if size_bytes == 0 || !size_bytes.is_multiple_of(BLOCK_BYTES_U64) {
+        let reason = format!("the size must be a multiple of 4 KiB, and {size_bytes} B is not");
+        return Err(Error::new(ErrorKind::InvalidRequest, op).context(reason));
+    }
+    Ok(())
+}
+
+type Shared = State<Arc<Management>>;
+
+fn router(management: Arc<Management>) -> Router {
+    let volumes = get(list_volumes).post(create_volume);
+    let volume = get(show_volume).patch(resize_volume).delete(delete_volume);
+    Router::new()
+        .route("/v1/status", get(show_status))
+        .route("/v1/pod", get(show_pod))
+        .route("/v1/devices", get(list_devices))
+        .route("/v1/volumes", volumes)
+        .route("/v1/volumes/{name}", volume)
+        .fallback(problem::no_such_path)
+        .method_not_allowed_fallback(problem::no_such_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(management)
+}
+
+async fn show_status(State(management): Shared) -> Response {
+    axum::Json(management.status()).into_response()
+}
+
+async fn show_pod(State(management): Shared) -> Response {
+    axum::Json(view::pod(&management.pod.pod().status())).into_response()
+}
+
+async fn list_devices(State(management): Shared) -> Response {
+    let status = management.pod.pod().status();
+    axum::Json(status.devices.iter().map(view::device).collect::<Vec<_>>()).into_response()
+}
+
+async fn list_volumes(State(management): Shared) -> Response {
+    axum::Json(management.volumes()).into_response()
+}
+
+async fn create_volume(
+    State(management): Shared,
+    Json(request): Json<CreateVolume>,
+) -> Result<Response, Refusal> {
+    let volume = management.create(request).await?;
+    tracing::info!(volume = volume.name, size_bytes = volume.size_bytes, "volume created");
+    Ok((StatusCode::CREATED, axum::Json(view::volume(&volume))).into_response())
+}
+
+async fn show_volume(
+    State(management): Shared,
+    Path(name): Path<String>,
+) -> Result<Response, Refusal> {
+    Ok(axum::Json(view::volume(&management.find(&name)?)).into_response())
+}
+
+async fn resize_volume(
+    State(management): Shared,
+    Path(name): Path<String>,
+    Json(request): Json<ResizeVolume>,
+) -> Result<Response, Refusal> {
+    let volume = management.resize(name, request.size_bytes).await?;
+    tracing::info!(volume = volume.name, size_bytes = volume.size_bytes, "volume resized");
+    Ok(axum::Json(view::volume(&volume)).into_response())
+}
+
+async fn delete_volume(
+    State(management): Shared,
+    Path(name): Path<String>,
+) -> Result<Response, Refusal> {
+    management.delete(name.clone()).await?;
+    tracing::info!(volume = name, "volume deleted");
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// A JSON body whose refusal is a problem like any other.
+struct Json<T>(T);
+
+impl<T, S> FromRequest<S> for Json<T>
+where
+    axum::Json<T>: FromRequest<S, Rejection = axum::extract::rejection::JsonRejection>,
+    S: Send + Sync,
+{
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+        match axum::Json::from_request(request, state).await {
+            Ok(axum::Json(body)) => Ok(Self(body)),
+            Err(rejection) => Err(Refusal::body(&rejection)),
+        }
+    }
+}

@@ -1,1 +1,319 @@
-//! node.
+//! The running node: the one place that constructs, wires, starts and stops everything, in order.
+//!
+//! ```text
+//! start:  directory locked → listeners bound → pod opened on its thread (engine) →
+//!         data-plane threads → API → connections accepted
+//! stop:   no more connections → NBD drained → data-plane threads ended → API ended →
+//!         pod closed → directory released
+//! ```
+//!
+//! Listeners are bound before the pod is opened, so that an address in use is known before
+//! anything is written; a host that connects early waits in the backlog. Being stopped hard at any
+//! point loses nothing that was acknowledged, so a clean stop only saves the next start time.
+//!
+//! Threads: the caller's (management, accepting), one engine thread, N data-plane threads.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::Mode;
+use rustix::process::Resource;
+use rustix::process::Rlimit;
+use rustix::process::getrlimit;
+use rustix::process::setrlimit;
+use tokio::net::TcpListener;
+use tokio::net::UnixListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
+use tokio::time;
+use tokio::time::Instant;
+
+use crate::env::EnvRef;
+use crate::env::LocalBoxFuture;
+use crate::env::tokio_env::TokioEnv;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::mgmt::Management;
+use crate::mgmt::NodeFacts;
+use crate::observe::log;
+use crate::target::nbd::NbdOptions;
+use crate::target::nbd::NbdTarget;
+use crate::target::nbd::handshake::TlsMode;
+use crate::target::nbd::tls;
+use crate::units::bytes_usize;
+use crate::volume::VolumeDirectory;
+use crate::volume::pod::Pod;
+
+pub mod config;
+mod data_plane;
+mod directory;
+mod engine;
+mod listeners;
+mod notify;
+mod pod;
+
+use config::Config;
+use config::LogConfig;
+use config::NbdConfig;
+use data_plane::Accepted;
+use data_plane::DataPlane;
+use directory::Directory;
+use engine::EngineThread;
+use listeners::BoundUnix;
+use listeners::Listeners;
+use listeners::SocketFile;
+pub use notify::notify;
+
+/// Time that API requests in progress get when the node stops.
+const API_STOP_TIME_MAX: Duration = Duration::from_secs(5);
+/// Time that NBD connections get altogether; the target's own limits end well before.
+const NBD_STOP_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long a killed node may take to let go of its directory. Arbitrary, but a person waits for it.
+const RELEASE_TIME_MAX: Duration = Duration::from_secs(2);
+/// How often to look whether it has.
+const RELEASE_POLL: Duration = Duration::from_millis(20);
+/// Pause after accepting failed for want of file descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Starts the log, for the whole process; to be called once and first.
+///
+/// # Errors
+/// As [`log::start`].
+pub fn start_log(config: &LogConfig) -> Result<()> {
+    log::start(&config.level, config.json)
+}
+
+/// A node that serves.
+pub struct Node {
+    management: Arc<Management>,
+    target: Arc<NbdTarget>,
+    engine: EngineThread,
+    data_plane: Arc<DataPlane>,
+    acceptors: JoinSet<()>,
+    nbd_files: Vec<SocketFile>,
+    api: ApiServer,
+    /// Released last.
+    directory: Arc<Directory>,
+}
+
+/// The API's task.
+struct ApiServer {
+    task: JoinHandle<io::Result<()>>,
+    stop: oneshot::Sender<()>,
+    _file: SocketFile,
+}
+
+impl Node {
+    /// Starts a node; it serves when this returns.
+    ///
+    /// Must run within a tokio runtime, which then carries the management plane.
+    ///
+    /// # Errors
+    /// * `Busy`: another node runs on the directory, or an address is in use.
+    /// * `InvalidRequest`: the configuration contradicts the pod.
+    /// * Whatever opening the pod ends in.
+    pub async fn start(config: Config) -> Result<Self> {
+        allow_open_files();
+        let directory = Arc::new(open_directory(&config.data_dir).await?);
+        let nbd = nbd_options(&config.nbd)?;
+        let listeners = Listeners::open(&config.nbd)?;
+        let api = listeners::bind_unix(&config.api_socket, Mode::RUSR | Mode::WUSR)?;
+
+        let engine = start_engine(Arc::clone(&directory), config.clone()).await?;
+        let volumes = Arc::clone(engine.pod.pod()) as Arc<dyn VolumeDirectory>;
+        let target = Arc::new(NbdTarget::new(volumes, nbd));
+        let data_plane = Arc::new(DataPlane::start(config.data_plane_threads, &target)?);
+        let facts = node_facts(&directory, &target, &data_plane, &listeners);
+        let management = Management::new(engine.pod.clone(), facts);
+        let api = ApiServer::start(Arc::clone(&management), api)?;
+
+        let mut node = Self {
+            management,
+            target,
+            engine,
+            data_plane,
+            acceptors: JoinSet::new(),
+            nbd_files: Vec::new(),
+            api,
+            directory,
+        };
+        node.accept(listeners)?;
+        Ok(node)
+    }
+
+    /// What the API answers from.
+    #[must_use]
+    pub fn management(&self) -> &Management {
+        &self.management
+    }
+
+    /// Stops the node in order: hosts get answers to what they have asked.
+    ///
+    /// # Durability
+    /// Everything acknowledged is durable already; after a clean stop the next start has no
+    /// journal to replay.
+    ///
+    /// # Errors
+    /// The pod could not be closed cleanly. The node has stopped nevertheless.
+    pub async fn stop(mut self) -> Result<()> {
+        self.acceptors.shutdown().await;
+        drop(self.nbd_files);
+        if time::timeout(NBD_STOP_TIME_MAX, self.target.shutdown()).await.is_err() {
+            tracing::warn!("NBD connections did not end in time and are cut");
+        }
+        tracing::debug!("NBD connections have ended");
+        let data_plane = Arc::into_inner(self.data_plane).expect("acceptors have ended");
+        data_plane.stop().await;
+        self.api.stop().await;
+        let closed = self.engine.stop().await;
+        drop(self.directory);
+        closed
+    }
+
+    /// Starts a task for each listener.
+    fn accept(&mut self, listeners: Listeners) -> Result<()> {
+        let failed = |error| Error::new(ErrorKind::Unsupported, "accept connections").source(error);
+        let mut polled = Vec::new();
+        for listener in listeners.tcp {
+            polled.push(Listener::Tcp(TcpListener::from_std(listener).map_err(failed)?));
+        }
+        for BoundUnix { listener, file } in listeners.unix {
+            polled.push(Listener::Unix(UnixListener::from_std(listener).map_err(failed)?));
+            self.nbd_files.push(file);
+        }
+        for listener in polled {
+            self.acceptors.spawn(listener.accept_all(Arc::clone(&self.data_plane)));
+        }
+        Ok(())
+    }
+}
+
+/// A listener in this runtime's reactor.
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Accepted> {
+        Ok(match self {
+            Self::Tcp(listener) => Accepted::Tcp(listener.accept().await?.0.into_std()?),
+            Self::Unix(listener) => Accepted::Unix(listener.accept().await?.0.into_std()?),
+        })
+    }
+
+    /// Hands over each connection, for as long as the task lives.
+    async fn accept_all(self, data_plane: Arc<DataPlane>) {
+        loop {
+            match self.accept().await {
+                Ok(connection) => data_plane.hand_over(connection).await,
+                // The client left while it waited.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+impl ApiServer {
+    fn start(management: Arc<Management>, bound: BoundUnix) -> Result<Self> {
+        let BoundUnix { listener, file } = bound;
+        let listener = UnixListener::from_std(listener)
+            .map_err(|error| Error::new(ErrorKind::Unsupported, "serve the API").source(error))?;
+        let (stop, stopped) = oneshot::channel();
+        let stopped = async move {
+            // The sender gone means the same.
+            let _: Result<(), oneshot::error::RecvError> = stopped.await;
+        };
+        let task = tokio::spawn(management.serve(listener, stopped));
+        Ok(Self { task, stop, _file: file })
+    }
+
+    async fn stop(mut self) {
+        let _ = self.stop.send(());
+        match time::timeout(API_STOP_TIME_MAX, &mut self.task).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => tracing::warn!(%error, "the API failed"),
+            Ok(Err(error)) => tracing::warn!(%error, "the API's task failed"),
+            Err(_) => {
+                tracing::warn!("API requests did not end in time and are cut");
+                self.task.abort();
+            }
+        }
+    }
+}
+
+/// Takes the directory, waiting a little for another holder to let go: a node that was killed a
+/// moment ago keeps its locks until the kernel has taken it apart.
+async fn open_directory(path: &Path) -> Result<Directory> {
+    let deadline = Instant::now() + RELEASE_TIME_MAX;
+    loop {
+        match Directory::open(path) {
+            Err(error) if error.kind() == ErrorKind::Busy && Instant::now() < deadline => {
+                time::sleep(RELEASE_POLL).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Takes as many file descriptors as the system lets us have without asking: each connection needs
+/// one, and the usual soft limit is meant for programs that use select(2).
+fn allow_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, limit = ?limit.current, "limit of open files not raised");
+    }
+}
+
+async fn start_engine(directory: Arc<Directory>, config: Config) -> Result<EngineThread> {
+    let open = move || -> LocalBoxFuture<Result<Arc<Pod>>> {
+        let env: EnvRef = TokioEnv::new();
+        Box::pin(pod::open_or_create(env, directory, config))
+    };
+    EngineThread::start(open).await
+}
+
+fn nbd_options(config: &NbdConfig) -> Result<NbdOptions> {
+    let mut options =
+        NbdOptions { connections_max: config.connections_max, ..NbdOptions::default() };
+    if let Some(given) = &config.tls {
+        let files = tls::TlsFiles {
+            certificate: given.certificate.clone(),
+            key: given.key.clone(),
+            client_ca: given.client_ca.clone(),
+            psk: None,
+        };
+        options.tls = Some(tls::load(&files)?);
+        options.tls_mode = if given.required { TlsMode::Required } else { TlsMode::Optional };
+    }
+    Ok(options)
+}
+
+fn node_facts(
+    directory: &Directory,
+    target: &Arc<NbdTarget>,
+    data_plane: &DataPlane,
+    listeners: &Listeners,
+) -> NodeFacts {
+    let (counting, sweeping) = (Arc::clone(target), Arc::clone(target));
+    NodeFacts {
+        data_dir: directory.path().to_owned(),
+        started: Instant::now(),
+        data_plane_threads: data_plane.thread_count(),
+        connections: Box::new(move || {
+            let open = &counting.counters().connections_open;
+            bytes_usize(open.load(std::sync::atomic::Ordering::Relaxed))
+        }),
+        end_orphans: Box::new(move || sweeping.sweep()),
+        listeners: listeners.described.clone(),
+    }
+}

@@ -1,0 +1,233 @@
+//! A client of the management API: one HTTP/1.1 connection over the Unix socket per request.
+//!
+//! A management command asks once or twice, so nothing is kept between requests. Must run within
+//! a tokio runtime with I/O and time enabled.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use http_body_util::Full;
+use http_body_util::Limited;
+use hyper::Method;
+use hyper::Request;
+use hyper::client::conn::http1;
+use hyper::header;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::CreateVolume;
+use crate::Device;
+use crate::NodeStatus;
+use crate::Pod;
+use crate::Problem;
+use crate::ResizeVolume;
+use crate::Volume;
+
+/// How long one request may take: a change waits for the pod's devices, and a device is given up
+/// long before this.
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Longest answer taken, against a stranger behind the socket: 100,000 volumes fit.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Why a request has no answer.
+#[derive(Debug)]
+pub enum ClientError {
+    /// No node listens there.
+    Unreachable {
+        /// The socket that was tried.
+        socket: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The node refused or failed the request.
+    Problem(Problem),
+    /// What answered is not a Weft node, or it went away meanwhile: whether a change was made is
+    /// not known.
+    Broken(String),
+}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable { socket, source } => {
+                write!(f, "no node answers at {}: {source}", socket.display())
+            }
+            Self::Problem(problem) => f.write_str(&problem.detail),
+            Self::Broken(reason) => write!(f, "the node did not answer as it should: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for ClientError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Unreachable { source, .. } => Some(source),
+            Self::Problem(_) | Self::Broken(_) => None,
+        }
+    }
+}
+
+/// The client.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the node whose API socket is at `socket`. Connects with each request.
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
+    }
+
+    /// The node, for a first look.
+    pub async fn status(&self) -> Result<NodeStatus, ClientError> {
+        self.get("/v1/status").await
+    }
+
+    /// The pod.
+    pub async fn pod(&self) -> Result<Pod, ClientError> {
+        self.get("/v1/pod").await
+    }
+
+    /// The pod's devices.
+    pub async fn devices(&self) -> Result<Vec<Device>, ClientError> {
+        self.get("/v1/devices").await
+    }
+
+    /// All volumes.
+    pub async fn volumes(&self) -> Result<Vec<Volume>, ClientError> {
+        self.get("/v1/volumes").await
+    }
+
+    /// One volume.
+    pub async fn volume(&self, name: &str) -> Result<Volume, ClientError> {
+        self.get(&volume_path(name)).await
+    }
+
+    /// Creates a volume; durable when it returns.
+    pub async fn create_volume(&self, volume: &CreateVolume) -> Result<Volume, ClientError> {
+        decode(&self.request(Method::POST, "/v1/volumes", encode(volume)).await?)
+    }
+
+    /// Resizes a volume; durable when it returns.
+    pub async fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<Volume, ClientError> {
+        let body = encode(&ResizeVolume { size_bytes });
+        decode(&self.request(Method::PATCH, &volume_path(name), body).await?)
+    }
+
+    /// Deletes a volume and all its data; durable when it returns.
+    pub async fn delete_volume(&self, name: &str) -> Result<(), ClientError> {
+        self.request(Method::DELETE, &volume_path(name), Bytes::new()).await.map(drop)
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        decode(&self.request(Method::GET, path, Bytes::new()).await?)
+    }
+
+    /// Sends one request and returns the body of its answer, if that tells of success.
+    async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "weft")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .expect("a path of plain characters makes a request");
+        let answer = in_time(self.exchange(request));
+        let (status, body) = answer.await?;
+        if status.is_success() {
+            return Ok(body);
+        }
+        match serde_json::from_slice(&body) {
+            Ok(problem) => Err(ClientError::Problem(problem)),
+            Err(_) => Err(ClientError::Broken(format!("HTTP status {status}"))),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(hyper::StatusCode, Bytes), ClientError> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| ClientError::Unreachable { socket: self.socket.clone(), source })?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+        let connection = tokio::spawn(connection);
+        let exchange = async {
+            let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+            body.map(|body| (status, body.to_bytes())).map_err(|error| broken(&*error))
+        };
+        let result = exchange.await;
+        connection.abort();
+        result
+    }
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
+    match tokio::time::timeout(REQUEST_TIME_MAX, work).await {
+        Ok(result) => result,
+        Err(_) => Err(ClientError::Broken(format!("no answer within {REQUEST_TIME_MAX:?}"))),
+    }
+}
+
+fn volume_path(name: &str) -> String {
+    format!("/v1/volumes/{}", percent_encode(name))
+}
+
+/// Writes `text` so that it is one segment of a URI's path, or the value of a key in its query.
+#[must_use]
+pub fn percent_encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        // The unreserved characters of RFC 3986, section 2.3.
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+fn encode<T: Serialize>(value: &T) -> Bytes {
+    Bytes::from(serde_json::to_vec(value).expect("our own types always encode"))
+}
+
+fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(body).map_err(|error| broken(&error))
+}
+
+fn broken(error: &dyn std::error::Error) -> ClientError {
+    let mut reason = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        reason.push_str(": ");
+        reason.push_str(&error.to_string());
+        cause = error.source();
+    }
+    ClientError::Broken(reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_name_is_one_segment_of_the_path() {
+        assert_eq!(volume_path("db-1.wal_2"), "/v1/volumes/db-1.wal_2");
+        assert_eq!(volume_path("a/../b?c#d e"), "/v1/volumes/a%2F..%2Fb%3Fc%23d%20e");
+    }
+}

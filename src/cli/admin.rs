@@ -1,0 +1,261 @@
+//! The admin commands: one request to the node, one answer printed.
+
+use std::future::Future;
+
+use tokio::runtime;
+use weft_api::Client;
+use weft_api::ClientError;
+use weft_api::CreateVolume;
+use weft_api::Device;
+use weft_api::NodeStatus;
+use weft_api::Pod;
+use weft_api::Volume;
+
+use super::Command;
+use super::DeviceCommand;
+use super::Format;
+use super::NodeArguments;
+use super::PodCommand;
+use super::VolumeCommand;
+use super::exit::FAILED;
+use super::exit::Failure;
+use super::output;
+use super::output::Table;
+use super::output::facts;
+use super::output::json;
+use crate::units::format_size;
+
+/// Runs one command.
+pub(super) fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Status(node) => {
+            let status = ask(&node, async |client| client.status().await)?;
+            show(&node, &status, status_text)
+        }
+        Command::Pod(PodCommand::Show(node)) => {
+            let pod = ask(&node, async |client| client.pod().await)?;
+            show(&node, &pod, pod_text)
+        }
+        Command::Device(DeviceCommand::List(node)) => {
+            let devices = ask(&node, async |client| client.devices().await)?;
+            show(&node, &devices, |devices| device_table(devices))
+        }
+        Command::Volume(command) => volume(command),
+    }
+}
+
+fn volume(command: VolumeCommand) -> Result<(), Failure> {
+    match command {
+        VolumeCommand::Create { name, size, block_size, read_only, node } => {
+            let volume =
+                CreateVolume { name, size_bytes: size, logical_block_bytes: block_size, read_only };
+            let created = ask(&node, async |client| client.create_volume(&volume).await)?;
+            show(&node, &created, volume_text)
+        }
+        VolumeCommand::List(node) => {
+            let volumes = ask(&node, async |client| client.volumes().await)?;
+            show(&node, &volumes, |volumes| volume_table(volumes))
+        }
+        VolumeCommand::Show { name, node } => {
+            let volume = ask(&node, async |client| client.volume(&name).await)?;
+            show(&node, &volume, volume_text)
+        }
+        VolumeCommand::Resize { name, size, node } => {
+            let resized = ask(&node, async |client| client.resize_volume(&name, size).await)?;
+            show(&node, &resized, volume_text)
+        }
+        VolumeCommand::Delete { name, node } => {
+            ask(&node, async |client| client.delete_volume(&name).await)?;
+            match node.output {
+                Format::Table => output::print(&format!("volume {name} deleted\n")),
+                Format::Json => Ok(()),
+            }
+        }
+    }
+}
+
+/// Asks the node, and waits for its answer.
+fn ask<T, F>(node: &NodeArguments, request: impl FnOnce(Client) -> F) -> Result<T, Failure>
+where
+    F: Future<Output = Result<T, ClientError>>,
+{
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime
+        .map_err(|error| Failure { code: FAILED, message: format!("start a runtime: {error}") })?;
+    Ok(runtime.block_on(request(Client::new(&node.socket())))?)
+}
+
+fn show<T: serde::Serialize>(
+    node: &NodeArguments,
+    answer: &T,
+    text: impl FnOnce(&T) -> String,
+) -> Result<(), Failure> {
+    output::print(&match node.output {
+        Format::Table => text(answer),
+        Format::Json => json(answer),
+    })
+}
+
+fn status_text(status: &NodeStatus) -> String {
+    let mut lines = vec![
+        ("version", status.version.clone()),
+        ("process", status.pid.to_string()),
+        ("directory", status.data_dir.clone()),
+        ("serving for", format_duration(status.uptime_s)),
+        ("data-plane threads", status.data_plane_threads.to_string()),
+        ("connections", status.connections.to_string()),
+        ("volumes", status.volume_count.to_string()),
+    ];
+    for listener in &status.listeners {
+        let text = format!("{} {}", listener.transport, listener.address);
+        lines.push((listener.protocol.as_str(), text));
+    }
+    lines.extend([
+        ("pod", status.pod.uuid.clone()),
+        ("health", health(&status.pod)),
+        ("capacity", capacity(&status.pod)),
+    ]);
+    facts(&lines)
+}
+
+fn pod_text(pod: &Pod) -> String {
+    let of = |part, whole| format!("{} of {}", format_size(part), format_size(whole));
+    facts(&[
+        ("pod", pod.uuid.clone()),
+        ("health", health(pod)),
+        ("geometry", format!("{} data + {} parity", pod.data_strips, pod.parity_strips)),
+        ("devices", format!("{} of {} in service", pod.devices_in_service, pod.device_count)),
+        ("capacity", capacity(pod)),
+        ("data", data(pod)),
+        ("journal", of(pod.journal_used_bytes, pod.journal_bytes)),
+        ("write buffer", format_size(pod.buffered_bytes)),
+        ("cache", cache(pod)),
+        ("checkpoints", pod.checkpoints.to_string()),
+        ("epoch", pod.epoch.to_string()),
+    ])
+}
+
+fn health(pod: &Pod) -> String {
+    let devices = if pod.can_lose == 1 { "device" } else { "devices" };
+    format!("{}, may lose {} more {devices}", pod.health, pod.can_lose)
+}
+
+fn capacity(pod: &Pod) -> String {
+    format!("{} used of {}", format_size(pod.used_bytes), format_size(pod.capacity_bytes))
+}
+
+fn data(pod: &Pod) -> String {
+    let (logical, physical) = (format_size(pod.logical_bytes), format_size(pod.physical_bytes));
+    let ratio = ratio(pod.logical_bytes, pod.physical_bytes);
+    format!("{logical}, compressed to {physical}{ratio}")
+}
+
+fn cache(pod: &Pod) -> String {
+    let asked = pod.cache_hits + pod.cache_misses;
+    let hits = match asked {
+        0 => String::new(),
+        asked => {
+            format!(", {} % of {asked} reads", u128::from(pod.cache_hits) * 100 / u128::from(asked))
+        }
+    };
+    format!("{}{hits}", format_size(pod.cache_bytes))
+}
+
+/// ` (2.4 : 1)`, in tenths rounded down; nothing if there is nothing to compare.
+fn ratio(logical: u64, physical: u64) -> String {
+    if physical == 0 {
+        return String::new();
+    }
+    let tenths = u128::from(logical) * 10 / u128::from(physical);
+    format!(" ({}.{} : 1)", tenths / 10, tenths % 10)
+}
+
+fn device_table(devices: &[Device]) -> String {
+    let header = [
+        "DEVICE",
+        "STATE",
+        "SIZE",
+        "READS",
+        "WRITES",
+        "READ ERRORS",
+        "WRITE ERRORS",
+        "CHECKSUM ERRORS",
+        "HEALED",
+        "NAME",
+    ];
+    let mut table = Table::new(&header, &[0, 2, 3, 4, 5, 6, 7, 8]);
+    for device in devices {
+        let state = match &device.reason {
+            Some(reason) => format!("{} ({reason})", device.state),
+            None => device.state.clone(),
+        };
+        table.row(vec![
+            device.index.to_string(),
+            state,
+            format_size(device.size_bytes),
+            device.reads.to_string(),
+            device.writes.to_string(),
+            device.read_errors.to_string(),
+            device.write_errors.to_string(),
+            device.checksum_errors.to_string(),
+            device.healed.to_string(),
+            device.name.clone(),
+        ]);
+    }
+    table.text()
+}
+
+fn volume_table(volumes: &[Volume]) -> String {
+    let mut table = Table::new(&["VOLUME", "SIZE", "ALLOCATED", "BLOCK", "ACCESS"], &[1, 2, 3]);
+    for volume in volumes {
+        table.row(vec![
+            volume.name.clone(),
+            format_size(volume.size_bytes),
+            format_size(volume.allocated_bytes),
+            volume.logical_block_bytes.to_string(),
+            access(volume).to_owned(),
+        ]);
+    }
+    table.text()
+}
+
+fn volume_text(volume: &Volume) -> String {
+    facts(&[
+        ("volume", volume.name.clone()),
+        ("uuid", volume.uuid.clone()),
+        ("size", format_size(volume.size_bytes)),
+        ("allocated", format_size(volume.allocated_bytes)),
+        ("block", volume.logical_block_bytes.to_string()),
+        ("access", access(volume).to_owned()),
+    ])
+}
+
+fn access(volume: &Volume) -> &'static str {
+    if volume.read_only { "read-only" } else { "read-write" }
+}
+
+/// `3 d 4 h 5 min 6 s`, without leading zeroes.
+fn format_duration(seconds: u64) -> String {
+    let parts = [(seconds / 86400, "d"), (seconds / 3600 % 24, "h"), (seconds / 60 % 60, "min")];
+    let mut text = String::new();
+    for (count, unit) in parts {
+        if count > 0 || !text.is_empty() {
+            text.push_str(&format!("{count} {unit} "));
+        }
+    }
+    format!("{text}{} s", seconds % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_ratios_read_well() {
+        assert_eq!(format_duration(59), "59 s");
+        assert_eq!(format_duration(3600), "1 h 0 min 0 s");
+        assert_eq!(format_duration(90061), "1 d 1 h 1 min 1 s");
+        assert_eq!(ratio(24, 10), " (2.4 : 1)");
+        assert_eq!(ratio(0, 0), "");
+    }
+}

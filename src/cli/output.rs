@@ -1,0 +1,101 @@
+//! Printing: tables for people, JSON for scripts, and no panic when nobody reads.
+
+use std::io;
+use std::io::Write;
+
+use serde::Serialize;
+
+use super::exit::FAILED;
+use super::exit::Failure;
+
+/// Writes `text` to standard output. A reader that has left, as `head` does, is no failure.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure { code: FAILED, message: format!("write to standard output: {error}") })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes an error for people to standard error, if that is open.
+pub(super) fn complain(message: &str) {
+    let _ = writeln!(io::stderr().lock(), "weft: {message}");
+}
+
+/// `value` as JSON, indented.
+pub(super) fn json<T: Serialize>(value: &T) -> String {
+    let mut text = serde_json::to_string_pretty(value).expect("our own types always encode");
+    text.push('\n');
+    text
+}
+
+/// Rows under a header, in columns as wide as their widest cell.
+pub(super) struct Table {
+    rows: Vec<Vec<String>>,
+    /// Columns of figures, which stand to the right.
+    right: &'static [usize],
+}
+
+impl Table {
+    pub(super) fn new(header: &[&str], right: &'static [usize]) -> Self {
+        Self { rows: vec![header.iter().map(|&cell| cell.to_owned()).collect()], right }
+    }
+
+    /// Adds a row of as many cells as the header has.
+    pub(super) fn row(&mut self, cells: Vec<String>) {
+        assert_eq!(cells.len(), self.rows[0].len(), "a row is as long as the header");
+        self.rows.push(cells);
+    }
+
+    /// The table as text, two spaces between columns and none at the end of a line.
+    pub(super) fn text(&self) -> String {
+        let column_width = |column: usize| {
+            self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..self.rows[0].len()).map(column_width).collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                if column > 0 {
+                    line.push_str("  ");
+                }
+                let cell = if self.right.contains(&column) {
+                    format!("{cell:>width$}")
+                } else {
+                    format!("{cell:<width$}")
+                };
+                line.push_str(&cell);
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// Named values, one a line.
+pub(super) fn facts(pairs: &[(&str, String)]) -> String {
+    let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    pairs.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let mut table = Table::new(&["NAME", "SIZE", "NOTE"], &[1]);
+        table.row(vec!["vol0".into(), "8 GiB".into(), String::new()]);
+        table.row(vec!["a-long-name".into(), "1 KiB".into(), "ä".into()]);
+        let expected = "\
+NAME          SIZE  NOTE
+vol0         8 GiB
+a-long-name  1 KiB  ä
+";
+        assert_eq!(table.text(), expected);
+    }
+}

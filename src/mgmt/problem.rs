@@ -1,0 +1,89 @@
+//! The one place where an error becomes an HTTP answer: `application/problem+json` (RFC 9457).
+
+use axum::extract::rejection::JsonRejection;
+use axum::http::Method;
+use axum::http::StatusCode;
+use axum::http::Uri;
+use axum::http::header;
+use axum::response::IntoResponse;
+use axum::response::Response;
+use weft_api::Problem;
+
+use crate::error::Error;
+use crate::error::ErrorKind;
+
+/// An answer that is a [`Problem`].
+pub(super) struct Refusal {
+    status: StatusCode,
+    kind: ErrorKind,
+    detail: String,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        let refusal =
+            Self { status: status(error.kind()), kind: error.kind(), detail: error.chain() };
+        if refusal.status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(kind = ?refusal.kind, error = refusal.detail, "management request failed");
+        }
+        refusal
+    }
+}
+
+impl Refusal {
+    /// The body is not what the request takes.
+    pub(super) fn body(rejection: &JsonRejection) -> Self {
+        Self {
+            status: rejection.status(),
+            kind: ErrorKind::InvalidRequest,
+            detail: rejection.body_text(),
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let problem = Problem {
+            title: self.kind.to_string(),
+            status: self.status.as_u16(),
+            detail: self.detail,
+            kind: format!("{:?}", self.kind),
+        };
+        let content_type = [(header::CONTENT_TYPE, "application/problem+json")];
+        (self.status, content_type, axum::Json(problem)).into_response()
+    }
+}
+
+/// Answers a path that is none of ours.
+pub(super) async fn no_such_path(uri: Uri) -> Refusal {
+    Refusal {
+        status: StatusCode::NOT_FOUND,
+        kind: ErrorKind::NotFound,
+        detail: format!("there is no {}", uri.path()),
+    }
+}
+
+/// Answers a method that a path does not take.
+pub(super) async fn no_such_method(method: Method, uri: Uri) -> Refusal {
+    Refusal {
+        status: StatusCode::METHOD_NOT_ALLOWED,
+        kind: ErrorKind::InvalidRequest,
+        detail: format!("{} does not take {method}", uri.path()),
+    }
+}
+
+/// The HTTP status of each kind. Scripts rely on it.
+fn status(kind: ErrorKind) -> StatusCode {
+    match kind {
+        ErrorKind::InvalidRequest | ErrorKind::OutOfRange => StatusCode::BAD_REQUEST,
+        ErrorKind::ReadOnly => StatusCode::FORBIDDEN,
+        ErrorKind::NotFound => StatusCode::NOT_FOUND,
+        ErrorKind::Exists | ErrorKind::Busy => StatusCode::CONFLICT,
+        ErrorKind::NoSpace | ErrorKind::DeviceFull => StatusCode::INSUFFICIENT_STORAGE,
+        ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
+        ErrorKind::Poisoned | ErrorKind::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::Corrupt | ErrorKind::DeviceTransient | ErrorKind::DeviceFailed => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
+}

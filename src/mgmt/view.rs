@@ -1,0 +1,59 @@
+//! The pod's own types as the API shows them.
+
+use crate::volume::pod::DeviceStatus;
+use crate::volume::pod::PodStatus;
+use crate::volume::pod::VolumeInfo;
+
+pub(super) fn pod(status: &PodStatus) -> weft_api::Pod {
+    let in_service = status.devices.iter().filter(|device| device.state == "in service");
+    weft_api::Pod {
+        uuid: status.uuid.to_string(),
+        epoch: status.epoch,
+        data_strips: status.data_strips,
+        parity_strips: status.parity_strips,
+        health: status.health.clone(),
+        can_lose: status.can_lose,
+        device_count: status.devices.len(),
+        devices_in_service: in_service.count(),
+        capacity_bytes: status.capacity_bytes,
+        used_bytes: status.used_bytes,
+        logical_bytes: status.logical_bytes,
+        physical_bytes: status.physical_bytes,
+        journal_bytes: status.journal_bytes,
+        journal_used_bytes: status.journal_used_bytes,
+        buffered_bytes: status.buffered_bytes,
+        cache_bytes: status.cache_bytes,
+        cache_hits: status.cache_hits,
+        cache_misses: status.cache_misses,
+        checkpoints: status.checkpoints,
+    }
+}
+
+pub(super) fn device(status: &DeviceStatus) -> weft_api::Device {
+    weft_api::Device {
+        index: status.index,
+        uuid: status.uuid.to_string(),
+        name: status.name.clone(),
+        size_bytes: status.size_bytes,
+        state: status.state.clone(),
+        reason: status.reason.clone(),
+        reads: status.reads,
+        writes: status.writes,
+        read_errors: status.read_errors,
+        write_errors: status.write_errors,
+        checksum_errors: status.checksum_errors,
+        healed: status.healed,
+    }
+}
+
+pub(super) fn volume(info: &VolumeInfo) -> weft_api::Volume {
+    weft_api::Volume {
+        id: info.id,
+        name: info.name.clone(),
+        uuid: info.uuid.to_string(),
+        size_bytes: info.size_bytes,
+        logical_block_bytes: info.logical_block_bytes,
+        read_only: info.read_only,
+        allocated_bytes: info.allocated_bytes,
+    }
+}

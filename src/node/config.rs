@@ -1,0 +1,291 @@
+//! The node's configuration: a TOML file becomes a [`Config`] here, and nowhere else.
+//!
+//! Three steps: text → [`raw::File`] (unknown keys refused) → [`validate`] → [`Config`], in which
+//! every value is in its range and every default filled in. An error names the file, the line and
+//! the key. `docs/config.toml` documents every key and holds the defaults; a test compares.
+
+use std::fmt;
+use std::fs;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::Path;
+use std::path::PathBuf;
+
+use toml::Spanned;
+
+use crate::units;
+
+mod raw;
+mod validate;
+
+/// Every key, with its default and what it means.
+pub const DEFAULT_FILE: &str = include_str!("../../docs/config.toml");
+
+/// Where a node runs if nothing says otherwise.
+pub const DATA_DIR_DEFAULT: &str = "./weft-data";
+
+/// Strips in a segment, at most. Arbitrary: wider than any pod of one node has use for.
+pub const STRIPS_MAX: usize = 64;
+
+/// Shortest device. Less would leave no room for data beside journal, superblocks and reserve.
+pub const DEVICE_BYTES_MIN: u64 = 256 << 20;
+
+/// A configuration in which everything holds that must.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The node's directory.
+    pub data_dir: PathBuf,
+    /// What a new pod becomes, and what an old one must be.
+    pub pod: PodConfig,
+    /// RAM for decoded chunks, in bytes.
+    pub cache_bytes: u64,
+    /// RAM for nodes of the map, in bytes.
+    pub map_cache_bytes: u64,
+    /// Threads that serve hosts; `None`: one for each processor.
+    pub data_plane_threads: Option<usize>,
+    /// How hosts connect.
+    pub nbd: NbdConfig,
+    /// The API's Unix socket.
+    pub api_socket: PathBuf,
+    /// How to log.
+    pub log: LogConfig,
+}
+
+/// What a new pod becomes. `None` means "not said": see each field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodConfig {
+    /// Paths, in order of index.
+    pub devices: Vec<PathBuf>,
+    /// Whether the file lists them; otherwise they are files of our own in the data directory.
+    pub devices_given: bool,
+    /// Length of device files to create, in bytes; `None`: by the free space.
+    pub device_bytes: Option<u64>,
+    /// k, for a new pod.
+    pub data_strips: usize,
+    /// m, for a new pod.
+    pub parity_strips: usize,
+    /// Whether the file says so, so that a pod which has another k or m is refused.
+    pub geometry_given: bool,
+    /// Journal ring on each device, in bytes; `None`: by the devices' length.
+    pub journal_bytes: Option<u64>,
+    /// Created together with the pod.
+    pub first_volume: Option<FirstVolume>,
+}
+
+/// The volume a new pod begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirstVolume {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+}
+
+/// How NBD clients connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NbdConfig {
+    /// TCP addresses.
+    pub listen: Vec<SocketAddr>,
+    /// Unix socket, if any.
+    pub unix_socket: Option<PathBuf>,
+    /// Connections at once.
+    pub connections_max: usize,
+    /// TLS on TCP; `None`: off.
+    pub tls: Option<TlsConfig>,
+}
+
+/// TLS for TCP connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// Refuse hosts that do not ask for it.
+    pub required: bool,
+    /// PEM file with the certificate chain.
+    pub certificate: PathBuf,
+    /// PEM file with the private key.
+    pub key: PathBuf,
+    /// PEM file with the issuers of clients' certificates; `None`: clients need none.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// How to log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Objects instead of lines for people.
+    pub json: bool,
+    /// A level, or levels by module.
+    pub level: String,
+}
+
+/// What the command line says, which wins over the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--data`.
+    pub data_dir: Option<PathBuf>,
+    /// `--nbd`.
+    pub nbd: Option<SocketAddr>,
+    /// `--log`.
+    pub log_level: Option<String>,
+}
+
+/// What is wrong with a configuration, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file; `None` if the text came from elsewhere.
+    pub file: Option<PathBuf>,
+    /// Line, counted from 1; `None` if the file could not be read, or the value is a default.
+    pub line: Option<usize>,
+    /// The key with its tables, as in `pod.data_strips`; empty if the text is not TOML.
+    pub key: String,
+    /// What is wrong, and what would be right.
+    pub reason: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.file {
+            Some(file) => write!(f, "{}", file.display())?,
+            None => f.write_str("configuration")?,
+        }
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+        }
+        write!(f, ": {}", self.reason)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads `file`, or takes the defaults if there is none; `overrides` win.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with file, line and key.
+    pub fn load(file: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
+        let Some(path) = file else { return Self::parse("", overrides) };
+        let text = fs::read_to_string(path).map_err(|error| ConfigError {
+            file: Some(path.to_owned()),
+            line: None,
+            key: String::new(),
+            reason: format!("cannot be read: {error}"),
+        })?;
+        Self::parse(&text, overrides)
+            .map_err(|error| ConfigError { file: Some(path.to_owned()), ..error })
+    }
+
+    /// The same from text.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with line and key.
+    pub fn parse(text: &str, overrides: Overrides) -> Result<Self, ConfigError> {
+        let file: raw::File = toml::from_str(text).map_err(|error| not_toml(text, &error))?;
+        validate::validate(file, overrides).map_err(|wrong| ConfigError {
+            file: None,
+            line: wrong.span.map(|span| line_at(text, &span)),
+            key: wrong.key.to_owned(),
+            reason: wrong.reason,
+        })
+    }
+}
+
+/// A value of the right type that is not allowed.
+struct Wrong {
+    /// Where in the text; `None` for what the text does not say.
+    span: Option<Range<usize>>,
+    key: &'static str,
+    reason: String,
+}
+
+/// Describes what the TOML reader refused: syntax, an unknown key, a value of another type.
+fn not_toml(text: &str, error: &toml::de::Error) -> ConfigError {
+    let line = error.span().map(|span| line_at(text, &span));
+    let key = error.span().and_then(|span| key_at(text, &span)).unwrap_or_default();
+    let reason = error.message().replace('\n', "; ");
+    ConfigError { file: None, line, key, reason }
+}
+
+/// The number of the line on which `span` begins, from 1.
+fn line_at(text: &str, span: &Range<usize>) -> usize {
+    let before = &text.as_bytes()[..span.start.min(text.len())];
+    1 + before.iter().filter(|byte| **byte == b'\n').count()
+}
+
+/// The key that the line of `span` sets, with the table it stands in, if it sets one.
+fn key_at(text: &str, span: &Range<usize>) -> Option<String> {
+    let line_number = line_at(text, span);
+    let mut table = String::new();
+    let mut found = None;
+    for line in text.lines().take(line_number) {
+        let line = line.trim();
+        found = line.split_once('=').map(|(key, _)| key.trim().to_owned());
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
+            table = name.trim().to_owned();
+            found = Some(String::new());
+        }
+    }
+    let key = found?;
+    let parts = [table.as_str(), key.as_str()];
+    Some(parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("."))
+}
+
+/// A size as the file writes it: a number of bytes, or a number with a unit.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(untagged, expecting = "expected a size: a whole number of bytes, or as \"8GiB\"")]
+enum SizeText {
+    Bytes(u64),
+    Text(String),
+}
+
+impl SizeText {
+    fn bytes(&self) -> Result<u64, String> {
+        match self {
+            Self::Bytes(bytes) => Ok(*bytes),
+            Self::Text(text) => units::parse_size(text),
+        }
+    }
+}
+
+/// What a key is set to, and where.
+type Given<T> = Option<Spanned<T>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Overrides::default())
+    }
+
+    #[test]
+    fn the_documented_file_is_the_defaults() {
+        let documented = parse(DEFAULT_FILE).expect("the documented file is valid");
+        let mut defaults = parse("").expect("nothing said is valid");
+        assert!(documented.pod.geometry_given && !defaults.pod.geometry_given);
+        defaults.pod.geometry_given = true;
+        assert_eq!(documented, defaults);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_table() {
+        let error = parse("data_dir = \"x\"\n\n[nbd]\nlisten = []\nlissten = []\n")
+            .expect_err("unknown key");
+        assert_eq!(error.line, Some(5));
+        assert_eq!(error.key, "nbd.lissten");
+        assert!(error.reason.contains("unknown field `lissten`"), "{error}");
+    }
+
+    #[test]
+    fn overrides_win() {
+        let overrides = Overrides {
+            data_dir: Some("/elsewhere".into()),
+            nbd: Some("127.0.0.1:0".parse().expect("an address")),
+            log_level: Some("debug".into()),
+        };
+        let config = Config::parse(DEFAULT_FILE, overrides).expect("valid");
+        assert_eq!(config.api_socket, Path::new("/elsewhere/weft.sock"));
+        assert_eq!(config.nbd.listen, ["127.0.0.1:0".parse().expect("an address")]);
+        assert_eq!(config.log.level, "debug");
+    }
+}

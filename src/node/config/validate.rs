@@ -1,0 +1,328 @@
+//! From what the file says to what the node runs on: ranges, defaults, and what must fit together.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::path::PathBuf;
+
+use tracing_subscriber::EnvFilter;
+
+use super::Config;
+use super::DATA_DIR_DEFAULT;
+use super::DEVICE_BYTES_MIN;
+use super::FirstVolume;
+use super::Given;
+use super::LogConfig;
+use super::NbdConfig;
+use super::Overrides;
+use super::PodConfig;
+use super::STRIPS_MAX;
+use super::SizeText;
+use super::TlsConfig;
+use super::Wrong;
+use super::raw;
+use crate::units::BLOCK_BYTES_U64;
+use crate::units::IO_ALIGN;
+use crate::units::format_size;
+
+/// What "not said, choose for me" is called in the file.
+const AUTO: &str = "auto";
+/// Largest device or volume: what offsets of 63 bits can address.
+const SIZE_BYTES_MAX: u64 = 1 << 62;
+
+/// Checks everything and fills in the defaults.
+pub(super) fn validate(file: raw::File, overrides: Overrides) -> Result<Config, Wrong> {
+    let data_dir = match overrides.data_dir {
+        Some(dir) => dir,
+        None => path("data_dir", file.data_dir, DATA_DIR_DEFAULT)?,
+    };
+    let cache = 1 << 20..=SIZE_BYTES_MAX;
+    let api_at = span(&file.api.socket);
+    Ok(Config {
+        pod: pod(file.pod, &data_dir)?,
+        cache_bytes: size("memory.cache", file.memory.cache, &cache)?.unwrap_or(1 << 30),
+        map_cache_bytes: size("memory.map_cache", file.memory.map_cache, &cache)?
+            .unwrap_or(256 << 20),
+        data_plane_threads: threads(file.threads)?,
+        nbd: nbd(file.nbd, overrides.nbd, &data_dir)?,
+        api_socket: socket("api.socket", file.api.socket, || data_dir.join("weft.sock"))?
+            .ok_or_else(|| wrong(api_at, "api.socket", "the API needs a socket"))?,
+        log: log(file.log, overrides.log_level)?,
+        data_dir,
+    })
+}
+
+fn pod(raw: raw::Pod, data_dir: &Path) -> Result<PodConfig, Wrong> {
+    let geometry_given = raw.data_strips.is_some() || raw.parity_strips.is_some();
+    let blame = span(&raw.devices).or(span(&raw.data_strips)).or(span(&raw.parity_strips));
+    let data_strips = number("pod.data_strips", raw.data_strips, 1..=STRIPS_MAX)?.unwrap_or(4);
+    let parity_strips =
+        number("pod.parity_strips", raw.parity_strips, 0..=STRIPS_MAX - 1)?.unwrap_or(2);
+    let devices_given = raw.devices.as_ref().is_some_and(|devices| !devices.get_ref().is_empty());
+    let devices = devices(raw.devices, data_strips, parity_strips, data_dir)?;
+    check_geometry(devices.len(), data_strips, parity_strips)
+        .map_err(|reason| wrong(blame, "pod.devices", reason))?;
+
+    let device_size = DEVICE_BYTES_MIN..=SIZE_BYTES_MAX;
+    Ok(PodConfig {
+        devices,
+        devices_given,
+        device_bytes: size("pod.device_size", raw.device_size, &device_size)?
+            .map(|bytes| bytes / IO_ALIGN * IO_ALIGN),
+        data_strips,
+        parity_strips,
+        geometry_given,
+        journal_bytes: size("pod.journal_size", raw.journal_size, &(4 << 20..=16 << 30))?
+            .map(|bytes| bytes / IO_ALIGN * IO_ALIGN),
+        first_volume: first_volume(raw.first_volume, raw.first_volume_size)?,
+    })
+}
+
+/// The devices listed, or files of our own, as few as the geometry allows.
+fn devices(
+    given: Given<Vec<String>>,
+    data_strips: usize,
+    parity_strips: usize,
+    data_dir: &Path,
+) -> Result<Vec<PathBuf>, Wrong> {
+    let (listed, at) = split(given);
+    let listed = listed.unwrap_or_default();
+    if listed.is_empty() {
+        let count = devices_min(data_strips, parity_strips);
+        let file = |index| data_dir.join("devices").join(format!("dev-{index}.img"));
+        return Ok((0..count).map(file).collect());
+    }
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for text in listed {
+        let path = PathBuf::from(&text);
+        if text.is_empty() {
+            return Err(wrong(at, "pod.devices", "a path is empty"));
+        }
+        if paths.contains(&path) {
+            return Err(wrong(at, "pod.devices", format!("'{text}' is listed twice")));
+        }
+        paths.push(path);
+    }
+    Ok(paths)
+}
+
+/// The fewest devices on which a pod of this geometry keeps its promises.
+fn devices_min(data_strips: usize, parity_strips: usize) -> usize {
+    (data_strips + parity_strips).max(2 * parity_strips + 1)
+}
+
+/// Says why `devices` devices cannot carry the geometry, if they cannot.
+fn check_geometry(devices: usize, data_strips: usize, parity_strips: usize) -> Result<(), String> {
+    let strips = data_strips + parity_strips;
+    if strips > STRIPS_MAX {
+        return Err(format!(
+            "{data_strips} data + {parity_strips} parity strips are more than {STRIPS_MAX}"
+        ));
+    }
+    if devices < strips {
+        return Err(format!(
+            "{data_strips} data + {parity_strips} parity strips need at least {strips} devices, \
+             one for each strip; there are {devices}"
+        ));
+    }
+    if devices < 2 * parity_strips + 1 {
+        return Err(format!(
+            "{parity_strips} parity strips need at least {} devices, so that after the loss of \
+             {parity_strips} a majority is left and two halves of the pod can never both be open; \
+             there are {devices}",
+            2 * parity_strips + 1
+        ));
+    }
+    Ok(())
+}
+
+fn first_volume(
+    name: Given<String>,
+    size_text: Given<SizeText>,
+) -> Result<Option<FirstVolume>, Wrong> {
+    let sizes = BLOCK_BYTES_U64..=SIZE_BYTES_MAX;
+    let size_at = span(&size_text);
+    let size_bytes = size("pod.first_volume_size", size_text, &sizes)?.unwrap_or(8 << 30);
+    if !size_bytes.is_multiple_of(BLOCK_BYTES_U64) {
+        let reason = "must be a multiple of 4 KiB";
+        return Err(wrong(size_at, "pod.first_volume_size", reason));
+    }
+    let (name, at) = split(name);
+    let name = name.unwrap_or_else(|| "vol0".to_owned());
+    if name.is_empty() {
+        return Ok(None);
+    }
+    weft_api::check_volume_name(&name).map_err(|reason| wrong(at, "pod.first_volume", reason))?;
+    Ok(Some(FirstVolume { name, size_bytes }))
+}
+
+fn threads(raw: raw::Threads) -> Result<Option<usize>, Wrong> {
+    const KEY: &str = "threads.data_plane";
+    let (value, at) = split(raw.data_plane);
+    match value {
+        None => Ok(None),
+        Some(raw::Count::Text(text)) if text == AUTO => Ok(None),
+        Some(raw::Count::Number(count)) if (1..=256).contains(&count) => Ok(Some(count)),
+        Some(raw::Count::Number(_) | raw::Count::Text(_)) => {
+            Err(wrong(at, KEY, "must be 1 to 256, or \"auto\""))
+        }
+    }
+}
+
+fn nbd(raw: raw::Nbd, listen: Option<SocketAddr>, data_dir: &Path) -> Result<NbdConfig, Wrong> {
+    let given = addresses(raw.listen)?;
+    let unix_socket = socket("nbd.unix_socket", raw.unix_socket, || data_dir.join("nbd.sock"))?;
+    let connections =
+        number("nbd.connections_max", raw.connections_max, 1..=65536)?.unwrap_or(1024);
+    Ok(NbdConfig {
+        listen: listen.map_or(given, |address| vec![address]),
+        unix_socket,
+        connections_max: connections,
+        tls: tls(raw.tls)?,
+    })
+}
+
+fn addresses(given: Given<Vec<String>>) -> Result<Vec<SocketAddr>, Wrong> {
+    let (listed, at) = split(given);
+    let Some(listed) = listed else { return Ok(vec![SocketAddr::from(([127, 0, 0, 1], 10809))]) };
+    let parse = |text: &String| {
+        text.parse().map_err(|_| {
+            let reason =
+                format!("'{text}' is not an address: write 127.0.0.1:10809 or [::1]:10809");
+            wrong(at.clone(), "nbd.listen", reason)
+        })
+    };
+    listed.iter().map(parse).collect()
+}
+
+fn tls(raw: raw::Tls) -> Result<Option<TlsConfig>, Wrong> {
+    let (mode, at) = split(raw.mode);
+    let required = match mode.as_deref() {
+        None | Some("off") => return Ok(None),
+        Some("optional") => false,
+        Some("required") => true,
+        Some(other) => {
+            let reason = format!("'{other}' is none of \"off\", \"optional\" and \"required\"");
+            return Err(wrong(at, "nbd.tls.mode", reason));
+        }
+    };
+    let file = |key, given: Given<String>| match split(given).0 {
+        Some(text) if !text.is_empty() => Ok(PathBuf::from(text)),
+        _ => Err(wrong(at.clone(), key, "is needed unless nbd.tls.mode is \"off\"")),
+    };
+    Ok(Some(TlsConfig {
+        required,
+        certificate: file("nbd.tls.certificate", raw.certificate)?,
+        key: file("nbd.tls.key", raw.key)?,
+        client_ca: split(raw.client_ca).0.filter(|text| !text.is_empty()).map(PathBuf::from),
+    }))
+}
+
+fn log(raw: raw::Log, level_override: Option<String>) -> Result<LogConfig, Wrong> {
+    let (format, at) = split(raw.format);
+    let json = match format.as_deref() {
+        None | Some("text") => false,
+        Some("json") => true,
+        Some(other) => {
+            let reason = format!("'{other}' is neither \"text\" nor \"json\"");
+            return Err(wrong(at, "log.format", reason));
+        }
+    };
+    let (level, at) = match level_override {
+        Some(level) => (Some(level), None),
+        None => split(raw.level),
+    };
+    let level = level.unwrap_or_else(|| "info".to_owned());
+    if level.is_empty() || EnvFilter::try_new(&level).is_err() {
+        let reason = format!(
+            "'{level}' is none of error, warn, info, debug and trace, nor MODULE=LEVEL,..."
+        );
+        return Err(wrong(at, "log.level", reason));
+    }
+    Ok(LogConfig { json, level })
+}
+
+/// A path that is not empty.
+fn path(key: &'static str, given: Given<String>, default: &str) -> Result<PathBuf, Wrong> {
+    match split(given) {
+        (None, _) => Ok(PathBuf::from(default)),
+        (Some(text), at) if text.is_empty() => Err(wrong(at, key, "is empty")),
+        (Some(text), _) => Ok(PathBuf::from(text)),
+    }
+}
+
+/// The path of a Unix socket; `None` if the file says "".
+fn socket(
+    key: &'static str,
+    given: Given<String>,
+    default: impl FnOnce() -> PathBuf,
+) -> Result<Option<PathBuf>, Wrong> {
+    // The kernel's bound on a Unix socket's path, less its closing zero (unix(7), sun_path).
+    const SOCKET_PATH_BYTES_MAX: usize = 107;
+    let (text, at) = split(given);
+    let path = match text.as_deref() {
+        Some("") => return Ok(None),
+        None | Some(AUTO) => default(),
+        Some(text) => PathBuf::from(text),
+    };
+    let length = path.as_os_str().len();
+    if length > SOCKET_PATH_BYTES_MAX {
+        let reason = format!(
+            "'{}' has {length} bytes, and the path of a socket at most {SOCKET_PATH_BYTES_MAX}: \
+             choose a shorter one",
+            path.display()
+        );
+        return Err(wrong(at, key, reason));
+    }
+    Ok(Some(path))
+}
+
+/// A size within its range; `None` if it is not said, or "auto".
+fn size(
+    key: &'static str,
+    given: Given<SizeText>,
+    allowed: &RangeInclusive<u64>,
+) -> Result<Option<u64>, Wrong> {
+    let (text, at) = split(given);
+    let Some(text) = text else { return Ok(None) };
+    if matches!(&text, SizeText::Text(text) if text == AUTO)
+        && matches!(key, "pod.device_size" | "pod.journal_size")
+    {
+        return Ok(None);
+    }
+    let bytes = text.bytes().map_err(|reason| wrong(at.clone(), key, reason))?;
+    if !allowed.contains(&bytes) {
+        let (least, most) = (format_size(*allowed.start()), format_size(*allowed.end()));
+        return Err(wrong(at, key, format!("must be {least} to {most}")));
+    }
+    Ok(Some(bytes))
+}
+
+/// A number within its range.
+fn number(
+    key: &'static str,
+    given: Given<usize>,
+    allowed: RangeInclusive<usize>,
+) -> Result<Option<usize>, Wrong> {
+    match split(given) {
+        (Some(value), at) if !allowed.contains(&value) => {
+            let reason = format!("must be {} to {}", allowed.start(), allowed.end());
+            Err(wrong(at, key, reason))
+        }
+        (value, _) => Ok(value),
+    }
+}
+
+fn split<T>(given: Given<T>) -> (Option<T>, Option<Range<usize>>) {
+    let at = span(&given);
+    (given.map(toml::Spanned::into_inner), at)
+}
+
+fn span<T>(given: &Given<T>) -> Option<Range<usize>> {
+    given.as_ref().map(toml::Spanned::span)
+}
+
+fn wrong(span: Option<Range<usize>>, key: &'static str, reason: impl Into<String>) -> Wrong {
+    Wrong { span, key, reason: reason.into() }
+}

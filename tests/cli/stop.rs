@@ -1,0 +1,57 @@
+//! Stopping: clean, at once, and with hosts connected.
+
+use std::io::Read;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+
+use rustix::process::Signal;
+
+use crate::support::Node;
+use crate::support::PATIENCE;
+use crate::support::Scratch;
+
+#[test]
+fn either_signal_stops_cleanly_and_takes_the_sockets_away() {
+    let scratch = Scratch::new();
+    let config = scratch.small();
+    for signal in [Signal::INT, Signal::TERM] {
+        let node = Node::start(&scratch, &config);
+        let data = node.data.clone();
+        assert!(data.join("weft.sock").exists() && data.join("nbd.sock").exists());
+        node.signal(signal);
+        assert!(node.wait().success());
+        assert!(!data.join("weft.sock").exists() && !data.join("nbd.sock").exists());
+    }
+}
+
+#[test]
+fn an_idle_connection_does_not_hold_up_a_stop() {
+    let scratch = Scratch::new();
+    let node = Node::start(&scratch, &scratch.small());
+    let mut host = UnixStream::connect(node.data.join("nbd.sock")).expect("listens");
+    let mut greeting = [0; 18];
+    host.read_exact(&mut greeting).expect("greeted");
+    assert_eq!(node.json(&["status"])["connections"], 1);
+    node.stop();
+    host.set_read_timeout(Some(PATIENCE)).expect("set");
+    assert_eq!(host.read(&mut greeting).unwrap_or(0), 0, "the connection is closed");
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let scratch = Scratch::new();
+    let node = Node::start(&scratch, &scratch.small());
+    // A request whose body never comes holds up the clean stop for seconds.
+    let mut stuck = UnixStream::connect(node.data.join("weft.sock")).expect("listens");
+    let head = "POST /v1/volumes HTTP/1.1\r\nHost: weft\r\nContent-Type: application/json\r\n\
+                Content-Length: 100\r\n\r\n{";
+    stuck.write_all(head.as_bytes()).expect("sent");
+    // An answered request proves that the one before it has been taken up.
+    assert_eq!(node.weft(&["status"]).code, Some(0));
+    node.signal(Signal::TERM);
+    while !node.log().contains("stopping") {
+        std::thread::yield_now();
+    }
+    node.signal(Signal::INT);
+    assert_eq!(node.wait().code(), Some(130));
+}

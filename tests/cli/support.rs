@@ -1,0 +1,203 @@
+//! A node under test, and commands against it.
+
+use std::fs;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::ExitStatus;
+use std::process::Stdio;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::Pid;
+use rustix::process::Signal;
+
+/// How long anything may take before the test fails. Generous: the machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The last line a node prints once it serves.
+const READY_LINE: &str = "Ctrl-C stops it.";
+
+/// A directory that is removed in the end.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn new() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("weft-cli-{}-{count}", std::process::id()));
+        fs::create_dir_all(&path).expect("created");
+        Self(path)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Writes a configuration with small devices, and `more` keys.
+    pub fn config(&self, more: &str) -> PathBuf {
+        let path = self.path("weft.toml");
+        let text = format!(
+            "data_dir = {:?}\nnbd.listen = [\"127.0.0.1:0\"]\nmemory.cache = \"16MiB\"\n{more}\n",
+            self.path("data").display()
+        );
+        fs::write(&path, text).expect("written");
+        path
+    }
+
+    /// The usual configuration.
+    pub fn small(&self) -> PathBuf {
+        self.config("pod.device_size = \"256MiB\"")
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What a command printed and how it ended.
+#[derive(Debug)]
+pub struct Outcome {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+/// Runs `weft` with these arguments to its end. One that serves instead is killed, and has no code.
+pub fn weft(arguments: &[&str]) -> Outcome {
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", &PATIENCE.as_secs().to_string()]);
+    command.arg(env!("CARGO_BIN_EXE_weft")).args(arguments);
+    let output = command.output().expect("runs");
+    Outcome {
+        code: output.status.code(),
+        out: String::from_utf8(output.stdout).expect("text"),
+        err: String::from_utf8(output.stderr).expect("text"),
+    }
+}
+
+/// A path as an argument.
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are text")
+}
+
+/// A running node; killed if the test ends without having stopped it.
+pub struct Node {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+    log: PathBuf,
+    pub data: PathBuf,
+    /// Everything printed until it served.
+    pub banner: String,
+}
+
+impl Node {
+    /// Starts a node with a configuration file, and waits until it serves.
+    pub fn start(scratch: &Scratch, config: &Path) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+        command.args(["--config", text(config)]);
+        Self::run(scratch, command)
+    }
+
+    /// The same with any command line.
+    pub fn run(scratch: &Scratch, mut command: Command) -> Self {
+        let log = scratch.path("log");
+        let stderr = fs::OpenOptions::new().create(true).append(true).open(&log).expect("opened");
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().expect("runs");
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let (sender, lines) = mpsc::channel();
+        let forward = move || {
+            stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)).ok();
+        };
+        thread::Builder::new().spawn(forward).expect("a thread");
+        let data = scratch.path("data");
+        let mut node = Self { child, lines, log, data, banner: String::new() };
+        node.wait_until_ready();
+        node
+    }
+
+    fn wait_until_ready(&mut self) {
+        while !self.banner.contains(READY_LINE) {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) => self.banner.push_str(&(line + "\n")),
+                Err(_) => panic!("the node does not serve; its log:\n{}", self.log()),
+            }
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it wrote to standard error, over all starts in this scratch directory.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).expect("readable")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("it runs");
+    }
+
+    /// Waits for its end.
+    pub fn wait(mut self) -> ExitStatus {
+        // Its standard output closes when it ends.
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(_) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Err(mpsc::RecvTimeoutError::Timeout) => panic!("no end; its log:\n{}", self.log()),
+            }
+        }
+        self.child.wait().expect("it has ended")
+    }
+
+    /// Stops it as systemd would, which must succeed; nor may it have warned of anything.
+    pub fn stop(self) {
+        self.stop_despite(None);
+    }
+
+    /// The same for a node that had to warn with these words.
+    pub fn stop_despite(self, expected: Option<&str>) {
+        self.signal(Signal::TERM);
+        let log = self.log.clone();
+        let status = self.wait();
+        let log = fs::read_to_string(log).expect("readable");
+        assert!(status.success(), "{status}\n{log}");
+        let odd = |line: &&str| line.contains(" WARN ") || line.contains(" ERROR ");
+        let unexpected = |line: &&str| !expected.is_some_and(|words| line.contains(words));
+        let lines: Vec<_> = log.lines().filter(odd).filter(unexpected).collect();
+        assert!(lines.is_empty(), "{lines:#?}");
+    }
+
+    /// Runs a command against it.
+    pub fn weft(&self, arguments: &[&str]) -> Outcome {
+        let mut all = arguments.to_vec();
+        all.extend(["--data", text(&self.data)]);
+        weft(&all)
+    }
+
+    /// The same, with the answer as JSON; must succeed.
+    pub fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        let mut all = arguments.to_vec();
+        all.extend(["-o", "json"]);
+        let done = self.weft(&all);
+        assert_eq!(done.code, Some(0), "{done:?}");
+        serde_json::from_str(&done.out).expect("JSON")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

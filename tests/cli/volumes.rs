@@ -1,0 +1,79 @@
+//! Volumes by the command line, and the exit codes scripts rely on.
+
+use crate::support::Node;
+use crate::support::Scratch;
+use crate::support::text;
+use crate::support::weft;
+
+#[test]
+fn a_volume_lives_from_create_to_delete() {
+    let scratch = Scratch::new();
+    let config = scratch.config("pod.device_size = \"256MiB\"\npod.first_volume = \"\"");
+    let node = Node::start(&scratch, &config);
+    assert_eq!(node.json(&["volume", "list"]), serde_json::json!([]));
+
+    let created = node.json(&[
+        "volume",
+        "create",
+        "db",
+        "--size",
+        "100GiB",
+        "--block-size",
+        "512",
+        "--read-only",
+    ]);
+    assert_eq!(created["size_bytes"], 100_u64 << 30);
+    assert_eq!(created["logical_block_bytes"], 512);
+    assert_eq!(created["read_only"], true);
+    assert_eq!(node.json(&["volume", "show", "db"]), created);
+
+    let resized = node.json(&["volume", "resize", "db", "--size", "200GiB"]);
+    assert_eq!(resized["size_bytes"], 200_u64 << 30);
+    assert_eq!(resized["uuid"], created["uuid"]);
+    let table = node.weft(&["volume", "list"]).out;
+    assert!(table.contains("db      200 GiB"), "{table}");
+    assert!(table.contains("read-only"), "{table}");
+
+    assert_eq!(node.weft(&["volume", "delete", "db"]).code, Some(0));
+    assert_eq!(node.json(&["volume", "list"]), serde_json::json!([]));
+    node.stop();
+}
+
+#[test]
+fn every_refusal_has_its_exit_code() {
+    let scratch = Scratch::new();
+    let node = Node::start(&scratch, &scratch.small());
+    for (code, arguments, words) in [
+        (5, &["volume", "create", "vol0", "--size", "1GiB"][..], "exists"),
+        (4, &["volume", "show", "nope"], "not found"),
+        (4, &["volume", "resize", "nope", "--size", "1GiB"], "not found"),
+        (4, &["volume", "delete", "nope"], "not found"),
+        (2, &["volume", "resize", "vol0", "--size", "1GiB"], "smaller"),
+        (2, &["volume", "create", "a/b", "--size", "1GiB"], "'a/b'"),
+        (2, &["volume", "create", "a", "--size", "1000"], "multiple of 4 KiB"),
+        (2, &["volume", "create", "a", "--size", "1GiB", "--block-size", "1024"], "512 or 4096"),
+        (2, &["volume", "create", "a", "--size", "ten"], "not a size"),
+        (2, &["volume", "create", "a"], "--size"),
+        (2, &["volumes"], "unrecognized"),
+    ] {
+        let done = node.weft(arguments);
+        assert_eq!(done.code, Some(code), "{arguments:?}: {done:?}");
+        assert!(done.err.contains(words), "{arguments:?}: {done:?}");
+        assert_eq!(done.out, "", "{arguments:?}");
+    }
+    node.stop();
+
+    let nobody = weft(&["status", "--data", text(&scratch.path("data"))]);
+    assert_eq!(nobody.code, Some(3), "{nobody:?}");
+    let nobody = weft(&["volume", "list", "--api", text(&scratch.path("nowhere.sock"))]);
+    assert_eq!(nobody.code, Some(3), "{nobody:?}");
+}
+
+#[test]
+fn help_tells_the_exit_codes() {
+    for arguments in [&["--help"][..], &["volume", "--help"], &["status", "--help"]] {
+        let help = weft(arguments);
+        assert_eq!(help.code, Some(0));
+        assert!(help.out.contains("Exit codes: 0 done"), "{help:?}");
+    }
+}
