@@ -11,7 +11,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(cd "$HERE/../.." && pwd)
 SERVER=${WEFT_SERVER:-weft}
 WEFT=${WEFT:-$ROOT/target/release/weft}
-export WEFT
+export WEFT PYTHONDONTWRITEBYTECODE=1
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 for postgres in /usr/lib/postgresql/*/bin; do
     PATH="$PATH:$postgres"
@@ -20,13 +20,15 @@ STATUS_SKIPPED=77
 START_LIMIT_S=20
 STOP_LIMIT_S=20
 
+# Further arguments of weft, for tests that configure it.
+SERVER_ARGUMENTS=()
 SERVER_PID=
 WORK=
 DATA=
 PORT=
 LOG=
 TCP=
-UNIX=
+UNIX_SOCKET=
 
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then
     sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
@@ -68,6 +70,11 @@ requires() {
 # Skips what only Weft promises, when the tests run against the reference server.
 requires_weft() {
     [[ $SERVER == weft ]] || skip "$SERVER does not promise this"
+}
+
+# The system's python3, which has libnbd, whatever python3 comes first in PATH.
+nbdsh() {
+    /usr/bin/python3 -m nbd "$@"
 }
 
 free_port() {
@@ -122,11 +129,11 @@ server_answers() {
     nbdinfo --size "$(uri unix)" >/dev/null 2>&1 && nbdinfo --size "$(uri tcp)" >/dev/null 2>&1
 }
 
-# Starts the server on $DATA with weft's further arguments and waits until it serves vol0.
+# Starts the server on $DATA and waits until it serves vol0.
 start_server() {
     local deadline=$((SECONDS + START_LIMIT_S))
     [[ -n $WORK ]] || prepare
-    "$HERE/serve" "$DATA" "$PORT" "$@" >>"$LOG" 2>&1 &
+    "$HERE/serve" "$DATA" "$PORT" "${SERVER_ARGUMENTS[@]}" >>"$LOG" 2>&1 &
     SERVER_PID=$!
     until server_answers; do
         kill -0 "$SERVER_PID" 2>/dev/null || { SERVER_PID= && fail "the server ended while it started"; }
@@ -157,7 +164,7 @@ kill_server() {
 
 restart_server() {
     stop_server
-    start_server "$@"
+    start_server
 }
 
 # Runs a command that must fail.
