@@ -157,6 +157,11 @@ stop_server() {
 
 kill_server() {
     [[ -n $SERVER_PID ]] || return 0
+    local child
+    # The reference server has a second process for TCP, which would first wait for its hosts.
+    for child in $(pgrep -P "$SERVER_PID"); do
+        kill -KILL "$child" 2>/dev/null || true
+    done
     kill -KILL "$SERVER_PID" 2>/dev/null || true
     wait "$SERVER_PID" 2>/dev/null || true
     SERVER_PID=
