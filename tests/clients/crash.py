@@ -26,9 +26,12 @@ def run_round(server, load, chance, number):
     how = signal.SIGTERM if number % 8 == 7 else signal.SIGKILL
     deadline = time.monotonic() + chance.uniform(0.05, 1.5)
 
+    sent = []
+
     def until():
-        if time.monotonic() >= deadline and server.process.poll() is None:
-            server.process.send_signal(how)
+        # Once: a second SIGTERM means at once.
+        if time.monotonic() >= deadline and not sent:
+            sent.append(server.process.send_signal(how))
         return False
 
     load.run(uris, until)

@@ -75,32 +75,32 @@ def lose(path, how, chance):
         raise SystemExit(f"damage.py: unknown way to lose a device: {how}")
 
 
-def status(directory):
-    """What `weft status` says, or None while it cannot be had."""
+def ask(directory, *command):
+    """What a command of weft prints as JSON, or None while it cannot be had."""
     done = subprocess.run(
-        [os.environ["WEFT"], "--data", directory, "status", "-o", "json"], capture_output=True, timeout=20, check=False
+        [os.environ["WEFT"], *command, "-o", "json", "--data", directory], capture_output=True, timeout=20, check=False
     )
     return json.loads(done.stdout) if done.returncode == 0 else None
 
 
-def find(tree, key):
-    """The first value of a key anywhere in a JSON tree: the tests do not depend on how status is nested."""
-    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
-    if isinstance(tree, dict) and key in tree:
-        return tree[key]
-    return next((value for value in (find(child, key) for child in children) if value is not None), None)
-
-
 def expect_status(directory, what, holds):
-    """Waits until the status fulfils a condition on (health, devices)."""
+    """Waits until status fulfils a condition on (health, devices)."""
     deadline = time.monotonic() + STATUS_LIMIT_S
     while True:
-        now = status(directory)
-        if now is not None and holds(find(now, "health"), find(now, "devices")):
+        now, devices = ask(directory, "status"), ask(directory, "device", "list")
+        if now is not None and devices is not None and holds(now["pod"]["health"], devices):
             return
         if time.monotonic() > deadline:
-            raise Wrong(f"status does not show {what} within {STATUS_LIMIT_S} s: {json.dumps(now)}")
+            raise Wrong(f"status does not show {what} within {STATUS_LIMIT_S} s: {describe(now, devices)}")
         time.sleep(0.2)
+
+
+def describe(now, devices):
+    """What matters here of a status: the pod's health and each device's state and counters of damage."""
+    if now is None or devices is None:
+        return "no status to be had"
+    states = [f"{one['index']} {one['state']} {one['checksum_errors']} bad {one['healed']} healed" for one in devices]
+    return f"{now['pod']['health']}; devices {', '.join(states)}"
 
 
 def out_of_service(devices):
@@ -163,10 +163,22 @@ def scenario_lose_running(server, load, chance, how):
     print(f"lost devices {victims} under load ({how})", flush=True)
     load.check(server.tcp)
     load_for(load, server, LOAD_S)
-    if how in ("remove", "truncate"):
-        expect_status(server.directory, "lost devices", lambda health, devices: out_of_service(devices) == victims)
+    expect_status(
+        server.directory,
+        "lost devices" if how == "remove" else "lost or damaged devices",
+        lambda _, devices: all(
+            one["state"] != "in service" or (how != "remove" and one["checksum_errors"] > 0)
+            for one in devices
+            if one["index"] in victims
+        ),
+    )
     server.stop(signal.SIGKILL)
-    after_loss(server, load, victims)
+    if how == "remove":
+        after_loss(server, load, victims)
+    else:
+        # The files are still there: what is read is healed, and whether they are given up is the pod's choice.
+        server.start()
+        load.check(server.unix)
 
 
 def after_loss(server, load, victims):

@@ -15,6 +15,8 @@ import nbd
 MIB = 1 << 20
 # A pod of six devices of 256 MiB, 4+2, holds at most 1 GiB; metadata, journal and reserve take their part.
 CAPACITY_MIB = range(400, 1024)
+# What is discarded in a full pod before 4 KiB must find room.
+NOTE_ROOM_MIB = 16
 # How long freed space may take to be usable again.
 RECOVERY_LIMIT_S = 30.0
 # Where the writing stops; kept on the volume's last block, so that `recover` knows.
@@ -64,8 +66,8 @@ def fill(handle):
         sys.exit(f"FAILED: expected {CAPACITY_MIB.start} to {CAPACITY_MIB.stop} MiB")
     check(handle, range(written), "in a full pod")
     # Room for the note itself.
-    handle.trim(MIB, (written - 1) * MIB)
-    retry_note(handle, written - 1)
+    handle.trim(NOTE_ROOM_MIB * MIB, (written - NOTE_ROOM_MIB) * MIB)
+    retry_note(handle, written - NOTE_ROOM_MIB)
 
 
 def retry_note(handle, written):
@@ -76,7 +78,7 @@ def retry_note(handle, written):
             return
         except nbd.Error as error:
             if error.errnum != errno.ENOSPC or time.monotonic() > deadline:
-                sys.exit(f"FAILED: no room for 4 KiB after a discard of 1 MiB: {error.string}")
+                sys.exit(f"FAILED: no room for 4 KiB after a discard of {NOTE_ROOM_MIB} MiB: {error.string}")
             time.sleep(0.2)
 
 

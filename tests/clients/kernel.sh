@@ -5,6 +5,7 @@ requires qemu-system-x86_64 busybox cpio nbd-client mkfs.ext4 mkfs.xfs nbdinfo
 start_server
 create_volume disk 1GiB
 
+: >"$WORK/lab"
 LAB_PID=
 before_cleanup() {
     [[ -z $LAB_PID ]] || kill -TERM "$LAB_PID" 2>/dev/null || true

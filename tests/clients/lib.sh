@@ -181,7 +181,7 @@ refuses() {
 }
 
 weft() {
-    "$WEFT" --data "$DATA" "$@"
+    "$WEFT" "$@" --data "$DATA"
 }
 
 create_volume() {

@@ -16,7 +16,7 @@ for transport in tcp unix; do
     jq -e '.exports[0].contexts | index("base:allocation") != null' "$WORK/info" >/dev/null || fail 'no base:allocation'
 done
 if [[ $SERVER == weft ]]; then
-    jq -e '.exports[0]["block-size-minimum"] <= 512 and .exports[0]["block-size-preferred"] == 4096' \
+    jq -e '.exports[0].block_size_minimum <= 512 and .exports[0].block_size_preferred == 4096' \
         "$WORK/info" >/dev/null || fail "block sizes: $(cat "$WORK/info")"
     jq -e '.exports[0] | .can_cache and .can_fast_zero and .can_df' "$WORK/info" >/dev/null || fail "$(cat "$WORK/info")"
 fi

@@ -56,8 +56,9 @@ start_server
 [[ $(info "$secure?$certificates") -eq 8589934592 ]] || fail 'TLS'
 [[ $(info "$(uri tcp)") -eq 8589934592 ]] || fail 'plain text'
 head -c 32M /dev/urandom >"$WORK/source"
-nbdcopy "$WORK/source" "$secure?$certificates"
-nbdcopy "$(uri unix)" - | head -c 32M | cmp - "$WORK/source" || fail 'other bytes than were written over TLS'
+create_volume small 32MiB
+nbdcopy "$WORK/source" "nbds://localhost:$PORT/small?$certificates"
+nbdcopy "$(uri unix small)" - | cmp - "$WORK/source" || fail 'other bytes than were written over TLS'
 
 say 'a wrong issuer is refused by the client'
 refuses info "$secure?tls-certificates=$WORK/other"
