@@ -21,7 +21,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("observe", &["env", "error", "units"]),
     ("pool", &["codec", "device", "env", "error", "format", "observe", "units"]),
     ("engine", &["cache", "codec", "device", "env", "error", "format", "observe", "pool", "units"]),
-    ("volume", &["cache", "device", "engine", "env", "error", "format", "observe", "units"]),
+    (
+        "volume",
+        &["cache", "device", "engine", "env", "error", "format", "observe", "pool", "units"],
+    ),
     ("target", &["env", "error", "observe", "units", "volume"]),
     ("mgmt", &["env", "error", "observe", "target", "units", "volume"]),
     ("cli", &["device", "error", "format", "node", "units"]),

@@ -110,6 +110,7 @@ mod tests {
 
     use super::*;
     use crate::engine::record::tests::zero_record;
+    use crate::units::bytes_usize;
 
     proptest! {
         /// Against a plain array of owners.
@@ -124,12 +125,12 @@ mod tests {
                 if insert || records.is_empty() {
                     let record = Arc::new(zero_record(number as u64 + 1, lba, blocks));
                     index.insert(&record);
-                    model[lba as usize..(lba + blocks) as usize].fill(Some(number as u64 + 1));
+                    model[bytes_usize(lba)..bytes_usize(lba + blocks)].fill(Some(number as u64 + 1));
                     records.push(record);
                 } else {
                     let record = Arc::clone(&records[which % records.len()]);
                     index.remove(&record, lba..lba + blocks);
-                    for owner in &mut model[lba as usize..(lba + blocks) as usize] {
+                    for owner in &mut model[bytes_usize(lba)..bytes_usize(lba + blocks)] {
                         if *owner == Some(record.header.lsn.0) {
                             *owner = None;
                         }

@@ -38,7 +38,7 @@ pub fn content(id: u64, sector: u64, out: &mut [u8]) {
     assert_eq!(out.len(), SECTOR);
     let mut state =
         id.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ sector.wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let noise = if id % 4 == 0 { SECTOR } else { SECTOR / 4 };
+    let noise = if id.is_multiple_of(4) { SECTOR } else { SECTOR / 4 };
     for (at, byte) in out.iter_mut().enumerate() {
         if at < noise {
             state = state

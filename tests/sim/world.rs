@@ -9,9 +9,7 @@ use bytes::Bytes;
 use weft::device::sim::SimDisk;
 use weft::device::sim::SimFaults;
 use weft::device::sim::SimProfile;
-use weft::env::Clock as _;
 use weft::env::EnvRef;
-use weft::env::Spawn as _;
 use weft::env::sim::Choose;
 use weft::env::sim::SeededRng;
 use weft::env::sim::SimEnv;
@@ -375,7 +373,7 @@ impl Host {
             _ => 8 * (1 + self.rng.below(64)),
         };
         let first = self.rng.below(WINDOW_SECTORS - sectors + 1);
-        let first = if sectors % 8 == 0 { first / 8 * 8 } else { first };
+        let first = if sectors.is_multiple_of(8) { first / 8 * 8 } else { first };
         (window + first, sectors)
     }
 

@@ -5,7 +5,7 @@
 //! (proto.md, "Simple reply message", "Structured reply chunk message".)
 //!
 //! # Invariants
-//! * `segments[first..]`, the first of them from `first_sent` on, are the bytes not yet sent, and
+//! * `parts[first..]`, the first of them from `first_sent` on, are the bytes not yet sent, and
 //!   they are `bytes` in all.
 //! * [`Outbox::is_full`] bounds a batch; the connection stops parsing then, so what gathers is at
 //!   most that plus the replies of requests already in flight.
@@ -29,7 +29,7 @@ use crate::volume::Extent;
 use crate::volume::Piece;
 
 /// Vectors the kernel takes in one send (UIO_MAXIOV).
-const SEGMENTS_PER_SEND_MAX: usize = 1024;
+const PARTS_PER_SEND_MAX: usize = 1024;
 /// Bytes of reply that end a batch. Larger ones make server and client take turns (runtime.md).
 const BATCH_BYTES: u64 = 1 << 20;
 /// Smallest run of zeroes sent as a hole. (proto.md recommends holes from 4 KiB.)
@@ -39,7 +39,7 @@ const ERROR_TEXT_BYTES_MAX: usize = 256;
 /// What zero pieces point into.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 
-enum Segment {
+enum Part {
     /// A range of `heads`.
     Head(Range<usize>),
     Data(Bytes),
@@ -50,8 +50,8 @@ enum Segment {
 #[derive(Default)]
 pub struct Outbox {
     heads: Vec<u8>,
-    segments: Vec<Segment>,
-    /// Index of the first segment not wholly sent.
+    parts: Vec<Part>,
+    /// Index of the first part not wholly sent.
     first: usize,
     /// Bytes of it that are sent.
     first_sent: usize,
@@ -69,7 +69,7 @@ impl Outbox {
     /// Whether it is time to send before taking more requests.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.segments.len() >= SEGMENTS_PER_SEND_MAX || self.bytes >= BATCH_BYTES
+        self.parts.len() >= PARTS_PER_SEND_MAX || self.bytes >= BATCH_BYTES
     }
 
     /// Replies that a request succeeded and has no data to return.
@@ -192,17 +192,17 @@ impl Outbox {
         });
     }
 
-    /// Appends header bytes, to the last segment if that is a header too.
+    /// Appends header bytes, to the last part if that is a header too.
     fn head(&mut self, put: impl FnOnce(&mut Vec<u8>)) {
         let start = self.heads.len();
         put(&mut self.heads);
         let end = self.heads.len();
         self.bytes += bytes_u64(end - start);
-        match self.segments.last_mut() {
-            Some(Segment::Head(range)) if range.end == start => {
+        match self.parts.last_mut() {
+            Some(Part::Head(range)) if range.end == start => {
                 range.end = end;
             }
-            _ => self.segments.push(Segment::Head(start..end)),
+            _ => self.parts.push(Part::Head(start..end)),
         }
     }
 
@@ -210,30 +210,30 @@ impl Outbox {
         self.bytes += bytes_u64(piece.len());
         match piece {
             Piece::Zero(0) => {}
-            Piece::Zero(bytes) => self.segments.push(Segment::Zero(bytes)),
+            Piece::Zero(bytes) => self.parts.push(Part::Zero(bytes)),
             Piece::Data(bytes) if bytes.is_empty() => {}
-            Piece::Data(bytes) => self.segments.push(Segment::Data(bytes)),
+            Piece::Data(bytes) => self.parts.push(Part::Data(bytes)),
         }
     }
 
     /// The next bytes to send, as many vectors as one send takes.
     #[must_use]
     pub fn slices(&self) -> Vec<IoSlice<'_>> {
-        let waiting = self.segments.len() - self.first;
-        let mut slices = Vec::with_capacity(waiting.min(SEGMENTS_PER_SEND_MAX));
+        let waiting = self.parts.len() - self.first;
+        let mut slices = Vec::with_capacity(waiting.min(PARTS_PER_SEND_MAX));
         let mut skip = self.first_sent;
-        for segment in &self.segments[self.first..] {
-            if slices.len() >= SEGMENTS_PER_SEND_MAX {
+        for part in &self.parts[self.first..] {
+            if slices.len() >= PARTS_PER_SEND_MAX {
                 break;
             }
-            match segment {
-                Segment::Head(range) => {
+            match part {
+                Part::Head(range) => {
                     slices.push(IoSlice::new(&self.heads[range.start + skip..range.end]));
                 }
-                Segment::Data(bytes) => slices.push(IoSlice::new(&bytes[skip..])),
-                Segment::Zero(bytes) => {
+                Part::Data(bytes) => slices.push(IoSlice::new(&bytes[skip..])),
+                Part::Zero(bytes) => {
                     let mut left = bytes - skip;
-                    while left > 0 && slices.len() < SEGMENTS_PER_SEND_MAX {
+                    while left > 0 && slices.len() < PARTS_PER_SEND_MAX {
                         let part = left.min(ZEROES.len());
                         slices.push(IoSlice::new(&ZEROES[..part]));
                         left -= part;
@@ -253,23 +253,23 @@ impl Outbox {
         self.bytes -= bytes_u64(sent);
         if self.bytes == 0 {
             self.heads.clear();
-            self.segments.clear();
+            self.parts.clear();
             self.first = 0;
             self.first_sent = 0;
             return;
         }
         let mut left = self.first_sent + sent;
-        while let Some(segment) = self.segments.get_mut(self.first) {
-            let length = match segment {
-                Segment::Head(range) => range.len(),
-                Segment::Data(bytes) => bytes.len(),
-                Segment::Zero(bytes) => *bytes,
+        while let Some(part) = self.parts.get_mut(self.first) {
+            let length = match part {
+                Part::Head(range) => range.len(),
+                Part::Data(bytes) => bytes.len(),
+                Part::Zero(bytes) => *bytes,
             };
             if left < length {
                 break;
             }
             // Lets go of the payload now, not when the whole batch is out.
-            *segment = Segment::Zero(0);
+            *part = Part::Zero(0);
             left -= length;
             self.first += 1;
         }
