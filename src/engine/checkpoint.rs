@@ -107,7 +107,12 @@ impl Mapper {
         engine.pool.members.iter().for_each(|member| member.may_have_room());
         engine.checkpoints.fetch_add(1, Ordering::Relaxed);
         self.changed = false;
-        self.exhausted = false;
+        let (live_bytes, left_empty) = {
+            let table = engine.pool.table.lock();
+            (table.live_bytes(), table.empty_segments())
+        };
+        self.exhausted &= live_bytes >= self.exhausted_at_bytes;
+        self.left_empty = left_empty;
         self.last_checkpoint = engine.env.now();
         Ok(())
     }

@@ -83,10 +83,18 @@ pub(super) struct Mapper {
     pub(super) changed: bool,
     pub(super) last_checkpoint: Duration,
     pub(super) checkpoint: super::checkpoint::CheckpointState,
-    /// No victim was worth reclaiming when last looked.
+    /// Reclaim gained nothing when last tried.
     pub(super) exhausted: bool,
 }
 
+    /// Live bytes when it did: with fewer it is worth another try.
+    pub(super) exhausted_at_bytes: u64,
+    /// Reclaims in a row that gained no segment.
+    pub(super) fruitless: u32,
+    /// Segments opened for what hosts wrote.
+    pub(super) host_segments: u64,
+    /// Segments that the last checkpoint itself left empty: what it wrote replaced them.
+    pub(super) left_empty: usize,
 impl Mapper {
     pub(super) fn new(
         engine: Arc<Engine>,
@@ -104,6 +112,10 @@ impl Mapper {
             exhausted: false,
         }
     }
+            exhausted_at_bytes: 0,
+            fruitless: 0,
+            host_segments: 0,
+            left_empty: 0,
 
     /// Runs until the engine stops; then drains the buffer and writes a last checkpoint.
     pub(super) async fn run(mut self) {
@@ -168,7 +180,7 @@ impl Mapper {
         engine.journal.used_bytes() > ring / 2
             || self.dirty_nodes() > engine.dirty_nodes_max / 2
             || (overdue && idle_for >= CHECKPOINT_INTERVAL)
-            || (engine.space.is_short() && engine.pool.table.lock().empty_segments() > 0)
+            || (engine.space.is_short() && self.has_empty_segments())
             || engine.pool.table.lock().ids_exhausted()
     }
 
@@ -201,7 +213,9 @@ impl Mapper {
             .collect();
         let locations = self.append_records(Stream::Data, &items).await?;
         for (record, location) in live.into_iter().zip(locations) {
+        let next_id = self.engine.pool.table.lock().next_id();
             self.map_record(record, location).await?;
+        self.host_segments += self.engine.pool.table.lock().next_id() - next_id;
         }
         for record in group.iter().filter(|record| record.header.kind == RecordKind::Zero) {
             Box::pin(self.map_zero(record)).await?;

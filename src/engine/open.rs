@@ -37,6 +37,7 @@ use crate::device::DeviceRef;
 use crate::env::EnvRef;
 use crate::error::Error;
 use crate::error::ErrorKind;
+use crate::env::timeout;
 use crate::error::Result;
 use crate::format::PodId;
 use crate::format::location::Location;
@@ -55,6 +56,7 @@ use crate::pool::Geometry;
 use crate::pool::Pool;
 use crate::pool::member::Member;
 use crate::pool::read::ReadOutcome;
+use crate::pool::member::IO_TIMEOUT;
 use crate::pool::superblock::DeviceSuperblock;
 use crate::pool::superblock::read_superblock;
 use crate::pool::superblock::write_superblock;
@@ -69,7 +71,7 @@ use crate::units::format_size;
 /// Most segments a full pod has: bounds the table in memory.
 const SEGMENTS_MAX: u64 = 1 << 20;
 /// Fewest segments a pod is useful with.
-const SEGMENTS_MIN: u64 = 16;
+const SEGMENTS_MIN: u64 = 64;
 /// Largest strip chosen for small pods: units are written 16 at a time, so larger ones gain
 /// nothing until the number of segments must be kept down.
 const STRIP_BYTES_PREFERRED: u64 = 4 << 20;
@@ -77,6 +79,9 @@ const STRIP_BYTES_PREFERRED: u64 = 4 << 20;
 const RESERVE_SEGMENTS: u64 = 4;
 /// Most dirty map nodes at once.
 const DIRTY_NODES_MAX: u64 = 8192;
+/// Rows kept for the mapper: a checkpoint begins a row for each level of the map, the catalog, the
+/// table's pages, its directories and the root; a reclaim cycle makes one and is followed by one.
+const RESERVE_ROWS: u64 = 24;
 
 /// What a pod is created with, as far as the engine is concerned.
 #[derive(Clone, Copy, Debug)]
@@ -198,6 +203,7 @@ impl Engine {
         let dirty_segments = (dirty_nodes_max * NODE_BYTES as u64).div_ceil(segment_bytes);
         Self {
             cache: ChunkCache::new(options.cache_bytes),
+        let reserve_row_segments = RESERVE_ROWS.div_ceil(pool.geometry.rows());
             space: Arc::new(Space::default()),
             epoch,
             journal,
@@ -210,7 +216,7 @@ impl Engine {
             nodes: AtomicUsize::new(0),
             nodes_max: crate::units::bytes_usize(options.map_cache_bytes / NODE_BYTES as u64),
             dirty_nodes_max: crate::units::bytes_usize(dirty_nodes_max),
-            reserve_segments: RESERVE_SEGMENTS + dirty_segments,
+            reserve_segments: RESERVE_SEGMENTS + reserve_row_segments + dirty_segments,
             checkpoints: AtomicU64::new(0),
             env,
             pool,
@@ -270,7 +276,7 @@ fn choose_strip_bytes(geometry: &Geometry, devices: &[DeviceRef]) -> u64 {
         regions / geometry.strips() as u64
     };
     let mut strip_bytes = STRIP_BYTES_PREFERRED;
-    while strip_bytes > UNIT_BYTES as u64 && segments(strip_bytes) < 8 * SEGMENTS_MIN {
+    while strip_bytes > UNIT_BYTES as u64 && segments(strip_bytes) < 2 * SEGMENTS_MIN {
         strip_bytes /= 2;
     }
     while segments(strip_bytes) > SEGMENTS_MAX {
@@ -316,7 +322,11 @@ async fn assemble(
 ) -> Result<(Vec<Arc<Member>>, Superblock)> {
     let mut found: Vec<(DeviceRef, DeviceSuperblock)> = Vec::new();
     for device in devices {
-        match read_superblock(&device).await {
+        // A device that hangs is left out, as one that is not there.
+        let read = timeout(env, IO_TIMEOUT, read_superblock(&device)).await;
+        let hung =
+            || Err(Error::new(ErrorKind::DeviceFailed, "read superblock").context("it hangs"));
+        match read.unwrap_or_else(hung) {
             Ok(Some(superblock)) => found.push((device, superblock)),
             Ok(None) => tracing::warn!(device = device.name(), "no superblock; device left out"),
             Err(error) => {

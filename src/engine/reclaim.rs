@@ -37,6 +37,9 @@ use bytes::Bytes;
 const LIVE_PERCENT_MAX: u64 = 90;
 /// Copies written together.
 const COPY_BYTES: u64 = 2 << 20;
+/// After this many victims in a row without a gain, what is left is not worth copying: moving map
+/// nodes empties one segment and begins another.
+const FRUITLESS_MAX: u32 = 8;
 
 /// A live record on its way to another segment.
 struct Copy {
@@ -59,18 +62,40 @@ impl Mapper {
 
     /// Frees what is empty already, or else empties one segment.
     pub(super) async fn reclaim(&mut self) -> Result<()> {
-        if self.engine.pool.table.lock().empty_segments() > 0 {
+        if self.has_empty_segments() {
             return self.write_checkpoint().await;
         }
-        match self.choose_victim() {
-            Some(victim) => self.empty_segment(victim).await,
+        let gained = match self.choose_victim() {
+            Some(victim) => {
+                let before = self.segments_gained();
+                self.empty_segment(victim).await?;
+                self.segments_gained() > before
+            }
             None => {
-                self.exhausted = true;
-                Ok(())
+                self.fruitless = FRUITLESS_MAX;
+                false
             }
         }
     }
+        };
+        self.fruitless = if gained { 0 } else { self.fruitless + 1 };
+        if self.fruitless >= FRUITLESS_MAX {
+            self.fruitless = 0;
+            self.exhausted = true;
+            self.exhausted_at_bytes = self.engine.pool.table.lock().live_bytes();
 
+        Ok(())
+    }
+
+    /// Whether a checkpoint would free segments besides those that the last one left.
+    pub(super) fn has_empty_segments(&self) -> bool {
+        self.engine.pool.table.lock().empty_segments() > self.left_empty
+    }
+
+    /// Free segments, and those that hosts got meanwhile: more means that reclaim gained some.
+    fn segments_gained(&self) -> u64 {
+        let pool = &self.engine.pool;
+        pool.table.lock().free_segments(&pool.in_service()) + self.host_segments
     /// The closed data segment with the smallest live fraction.
     fn choose_victim(&self) -> Option<SegmentId> {
         let geometry = &self.engine.pool.geometry;
