@@ -17,6 +17,8 @@ use super::Engine;
 use super::layer::Layer;
 use super::map::Load;
 use super::record::BufferedRecord;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::env::timeout;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -85,8 +87,6 @@ pub(super) struct Mapper {
     pub(super) checkpoint: super::checkpoint::CheckpointState,
     /// Reclaim gained nothing when last tried.
     pub(super) exhausted: bool,
-}
-
     /// Live bytes when it did: with fewer it is worth another try.
     pub(super) exhausted_at_bytes: u64,
     /// Reclaims in a row that gained no segment.
@@ -95,6 +95,8 @@ pub(super) struct Mapper {
     pub(super) host_segments: u64,
     /// Segments that the last checkpoint itself left empty: what it wrote replaced them.
     pub(super) left_empty: usize,
+}
+
 impl Mapper {
     pub(super) fn new(
         engine: Arc<Engine>,
@@ -110,12 +112,12 @@ impl Mapper {
             last_checkpoint,
             checkpoint,
             exhausted: false,
-        }
-    }
             exhausted_at_bytes: 0,
             fruitless: 0,
             host_segments: 0,
             left_empty: 0,
+        }
+    }
 
     /// Runs until the engine stops; then drains the buffer and writes a last checkpoint.
     pub(super) async fn run(mut self) {
@@ -211,11 +213,11 @@ impl Mapper {
             .iter()
             .map(|record| LogItem { header: record.header, payload: record.payload.clone() })
             .collect();
-        let locations = self.append_records(Stream::Data, &items).await?;
-        for (record, location) in live.into_iter().zip(locations) {
         let next_id = self.engine.pool.table.lock().next_id();
-            self.map_record(record, location).await?;
+        let locations = self.append_records(Stream::Data, &items).await?;
         self.host_segments += self.engine.pool.table.lock().next_id() - next_id;
+        for (record, location) in live.into_iter().zip(locations) {
+            self.map_record(record, location).await?;
         }
         for record in group.iter().filter(|record| record.header.kind == RecordKind::Zero) {
             Box::pin(self.map_zero(record)).await?;
@@ -356,7 +358,12 @@ impl Mapper {
         while at < record.end_lba() {
             match self.map_within_leaf(layer, record, at, location) {
                 Ok(next) => at = next,
-                Err(load) => self.engine.load_node(layer, load).await?,
+                Err(load) => {
+                    if planted(Bug::DroppedBeforeMapped) {
+                        layer.state.lock().index.remove(record, at..record.end_lba());
+                    }
+                    self.engine.load_node(layer, load).await?;
+                }
             }
         }
         Ok(())
@@ -423,6 +430,10 @@ impl Mapper {
                 return Ok(end);
             }
         }
+        if planted(Bug::ZeroCutShort) && at > record.header.lba.0 {
+            state.index.remove(record, at..record.end_lba());
+            return Ok(record.end_lba());
+        }
         let end = record.end_lba().min(leaf_end(at));
         let owned = state.index.owned_by(record, at..end);
         if !owned.is_empty() {
@@ -449,7 +460,7 @@ impl Mapper {
             let replaced = {
                 let mut state = layer.state.lock();
                 match state.map.get(lba) {
-                    Ok(found) if found != old => Ok(false),
+                    Ok(found) if found != old && !planted(Bug::DeadMoved) => Ok(false),
                     Ok(_) => state.map.set(lba, new).map(|_| true),
                     Err(load) => Err(load),
                 }

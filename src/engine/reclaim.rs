@@ -13,6 +13,8 @@ use super::mapper::Mapper;
 use super::mapper::Stream;
 use super::read::decode_chunk;
 use super::record::push_chunk;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -35,11 +37,11 @@ use bytes::Bytes;
 
 /// A victim must give back at least a tenth: copying fuller ones costs more than it yields.
 const LIVE_PERCENT_MAX: u64 = 90;
-/// Copies written together.
-const COPY_BYTES: u64 = 2 << 20;
 /// After this many victims in a row without a gain, what is left is not worth copying: moving map
 /// nodes empties one segment and begins another.
 const FRUITLESS_MAX: u32 = 8;
+/// Copies written together.
+const COPY_BYTES: u64 = 2 << 20;
 
 /// A live record on its way to another segment.
 struct Copy {
@@ -75,15 +77,13 @@ impl Mapper {
                 self.fruitless = FRUITLESS_MAX;
                 false
             }
-        }
-    }
         };
         self.fruitless = if gained { 0 } else { self.fruitless + 1 };
         if self.fruitless >= FRUITLESS_MAX {
             self.fruitless = 0;
             self.exhausted = true;
             self.exhausted_at_bytes = self.engine.pool.table.lock().live_bytes();
-
+        }
         Ok(())
     }
 
@@ -96,6 +96,8 @@ impl Mapper {
     fn segments_gained(&self) -> u64 {
         let pool = &self.engine.pool;
         pool.table.lock().free_segments(&pool.in_service()) + self.host_segments
+    }
+
     /// The closed data segment with the smallest live fraction.
     fn choose_victim(&self) -> Option<SegmentId> {
         let geometry = &self.engine.pool.geometry;
@@ -181,7 +183,7 @@ impl Mapper {
         let Some(layer) = self.engine.layer_of(header.branch) else { return Ok(()) };
         let mut live = Vec::new();
         for lba in header.lba.0..header.lba.0 + header.blocks {
-            if self.entry_of(&layer, Lba(lba)).await? == old {
+            if self.entry_of(&layer, Lba(lba)).await? == old || planted(Bug::DeadMoved) {
                 live.push(lba);
             }
         }
