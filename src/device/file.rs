@@ -134,13 +134,6 @@ impl FileDevice {
         self.direct
     }
 
-    /// Whether the file still has a name. One that was deleted takes I/O as before, but all of it
-    /// is gone once it is closed. Costs a system call.
-    #[must_use]
-    pub fn still_there(&self) -> bool {
-        rustix::fs::fstat(&self.file).is_ok_and(|stat| stat.st_nlink > 0)
-    }
-
     fn run<T: 'static>(
         &self,
         op: &'static str,
@@ -229,6 +222,21 @@ impl Device for FileDevice {
                 _ => Err(error),
             })
         })
+    }
+    /// A deleted file takes I/O as before, but all of it is gone once the file is closed.
+    fn lost(&self) -> Option<&'static str> {
+        let Ok(stat) = rustix::fs::fstat(&self.file) else {
+            return Some("its file cannot be looked at any more");
+        };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return None;
+        }
+        let length = u64::try_from(stat.st_size).unwrap_or(0);
+        match (stat.st_nlink, length) {
+            (0, _) => Some("the file was deleted"),
+            (_, length) if length < self.len_bytes => Some("the file was truncated"),
+            _ => None,
+        }
     }
 }
 

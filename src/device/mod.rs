@@ -69,6 +69,12 @@ pub trait Device: Send + Sync {
     fn flush(&self) -> LocalBoxFuture<Result<()>>;
     /// Hints that the range's contents are no longer needed; it may read as anything after.
     fn discard(&self, offset: u64, length: u64) -> LocalBoxFuture<Result<()>>;
+    /// Why the device is lost although its I/O may still succeed, if it is: such as a file that was
+    /// deleted and ends with its last descriptor. Cheap, without I/O; meant to be asked every few
+    /// seconds.
+    fn lost(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// How a device is passed around.

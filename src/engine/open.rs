@@ -5,10 +5,12 @@
 //! Nothing is written before the new epoch is durable.
 
 use std::sync::Arc;
+use std::sync::Weak;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use parking_lot::RwLock;
@@ -77,6 +79,8 @@ const STRIP_BYTES_PREFERRED: u64 = 4 << 20;
 const RESERVE_SEGMENTS: u64 = 4;
 /// Most dirty map nodes at once.
 const DIRTY_NODES_MAX: u64 = 8192;
+/// How often devices are asked whether they are lost. Arbitrary: the contract says 5 s.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What a pod is created with, as far as the engine is concerned.
 #[derive(Clone, Copy, Debug)]
@@ -181,6 +185,7 @@ impl Engine {
         let mapper = Mapper::new(Arc::clone(&engine), loaded.cut, loaded.state);
         mapper.publish_space();
         engine.env.spawn(Box::pin(mapper.run()));
+        engine.env.spawn(Box::pin(watch_devices(Arc::downgrade(&engine))));
         Ok(engine)
     }
 
@@ -243,6 +248,16 @@ impl Engine {
         let number = u16::try_from(header.lba.0 & 0xFFF).expect("twelve bits");
         let payload = record.payload;
         self.make_visible(&[Arc::new(BufferedRecord { header, payload, layer, promise, number })]);
+    }
+}
+
+/// Takes lost devices out of service, for as long as there is an engine; keeps nothing open itself.
+async fn watch_devices(engine: Weak<Engine>) {
+    while let Some(env) = engine.upgrade().map(|engine| Arc::clone(&engine.env)) {
+        env.sleep(WATCH_INTERVAL).await;
+        if let Some(engine) = engine.upgrade() {
+            engine.pool.members.iter().for_each(|member| member.notice_loss());
+        }
     }
 }
 

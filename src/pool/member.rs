@@ -156,6 +156,15 @@ impl Member {
         self.leave_service(Health::Failed(reason.to_owned()));
     }
 
+    /// Takes the device out of service if it was lost behind our back, such as by deleting its file.
+    pub fn notice_loss(&self) {
+        if self.in_service()
+            && let Some(reason) = self.device.as_ref().and_then(|device| device.lost())
+        {
+            self.fail(reason);
+        }
+    }
+
     fn leave_service(&self, health: Health) {
         if self.in_service.swap(false, Ordering::AcqRel) {
             tracing::error!(
