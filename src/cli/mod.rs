@@ -56,6 +56,10 @@ struct ServeArguments {
     /// error, warn, info, debug, trace, or by module: info,weft::target=debug
     #[arg(long, value_name = "LEVEL")]
     log: Option<String>,
+    /// Let blank devices take the places of missing ones (files of the data directory are made
+    /// anew); what was lost is made again from the others while the node serves
+    #[arg(long)]
+    replace_missing: bool,
     /// Print every configuration key with its default and meaning, and exit
     #[arg(long)]
     print_config: bool,
