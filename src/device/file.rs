@@ -49,7 +49,7 @@ pub enum OpenMode {
 
 /// A file or a block device.
 ///
-/// All I/O must be started inside a tokio `LocalSet` of a runtime with I/O enabled.
+/// All I/O must be started inside a tokio `LocalSet` of a runtime with I/O and time enabled.
 pub struct FileDevice {
     name: Arc<str>,
     file: Arc<OwnedFd>,

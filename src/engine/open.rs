@@ -239,9 +239,7 @@ impl Engine {
             return; // Its volume was deleted: no layer owns it any more.
         }
         let promise = (header.kind == RecordKind::Data).then(|| self.space.hold(header.stride()));
-        // Cache keys need only be unique per record of an entry, which the LBA is enough for.
-        let number = u16::try_from(header.lba.0 & 0xFFF).expect("twelve bits");
-        let payload = record.payload;
+        let ReplayRecord { payload, number, .. } = record;
         self.make_visible(&[Arc::new(BufferedRecord { header, payload, layer, promise, number })]);
     }
 }
@@ -438,6 +436,7 @@ async fn load_root(pool: &Pool, head: &Superblock) -> Result<CheckpointRoot> {
         rows: pool.geometry.rows(),
         live_blocks: 0,
         blocks_written: 0,
+        bytes_written: 0,
         places: head.root_places.clone(),
     };
     pool.table.lock().load(entry, None)?;
