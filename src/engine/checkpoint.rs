@@ -64,7 +64,7 @@ impl Mapper {
     /// # Errors
     /// Nothing is freed and the tail stays where it is; it can be tried again.
     pub(super) async fn write_checkpoint(&mut self) -> Result<()> {
-        let cut = self.engine.journal.durable_lsn();
+        let cut = self.engine.journal.visible_lsn();
         self.drain_to(cut).await?;
         self.checkpoint_mapped().await
     }

@@ -206,9 +206,11 @@ impl Mapper {
 
     /// Moves the oldest entries of the buffer to segments and maps.
     pub(super) async fn write_group(&mut self) -> Result<()> {
+        // Asked before the queue is looked at: what becomes visible in between is not mapped.
+        let visible = self.engine.journal.visible_lsn();
         let group = self.peek_group();
         let Some(last) = group.last().map(|record| record.header.lsn) else {
-            self.mapped = self.mapped.max(self.engine.journal.durable_lsn());
+            self.mapped = self.mapped.max(visible);
             return Ok(());
         };
         self.changed = true;

@@ -32,8 +32,8 @@ use crate::units::format_size;
 
 /// Largest volume: what the protocols and the map can address, with room to spare.
 pub const VOLUME_BYTES_MAX: u64 = MAP_BLOCKS_MAX * BLOCK_BYTES_U64;
-/// Longest volume name, in bytes.
-const NAME_BYTES_MAX: usize = 128;
+/// Longest volume name, in bytes; the same as the management API's.
+pub const NAME_BYTES_MAX: usize = 64;
 
 /// What is fixed when a pod is created.
 #[derive(Clone, Debug, PartialEq, Eq)]
