@@ -28,6 +28,7 @@ use crate::format::node::encode_node;
 use crate::format::record::RecordKind;
 use crate::format::root::CheckpointRoot;
 use crate::format::table::encode_page;
+use crate::pool::table::Segment;
 use crate::units::BranchId;
 use crate::units::Lba;
 use crate::units::Lsn;
@@ -63,7 +64,7 @@ impl Mapper {
     /// # Errors
     /// Nothing is freed and the tail stays where it is; it can be tried again.
     pub(super) async fn write_checkpoint(&mut self) -> Result<()> {
-        let cut = self.engine.journal.durable_lsn();
+        let cut = self.engine.journal.visible_lsn();
         self.drain_to(cut).await?;
         self.checkpoint_mapped().await
     }
@@ -198,12 +199,14 @@ impl Mapper {
             .iter()
             .filter(|s| s.entry.metadata && !s.open && s.entry.live_blocks > 0)
             .collect();
-        if closed.len() <= METADATA_SEGMENTS_SPARE {
-            return;
-        }
-        let Some(victim) =
-            closed.iter().min_by_key(|s| (s.entry.live_blocks, s.entry.id)).map(|s| s.entry.id)
-        else {
+        let usable = self.usable_devices();
+        let strips = |segment: &&Segment| segment.strips_in_service(&usable);
+        let wanted = usable.iter().filter(|usable| **usable).count();
+        let wanted = wanted.min(self.engine.pool.geometry.strips());
+        let weak = closed.iter().copied().find(|segment| strips(segment) < wanted);
+        let emptiest = closed.iter().copied().min_by_key(|s| (s.entry.live_blocks, s.entry.id));
+        let crowded = closed.len() > METADATA_SEGMENTS_SPARE;
+        let Some(victim) = weak.or(emptiest.filter(|_| crowded)).map(|s| s.entry.id) else {
             return;
         };
         let lies_there = |location: &Location| {
@@ -274,7 +277,7 @@ impl Mapper {
         let number = self.checkpoint.number + 1;
         loop {
             let segment = self.next_segment(Stream::Metadata)?;
-            self.engine.pool.table.lock().add_live(segment, 1, 1);
+            self.engine.pool.table.lock().add_live(segment, 1);
             let root = CheckpointRoot {
                 checkpoint: number,
                 cut,
@@ -323,7 +326,7 @@ impl Engine {
             table.remove_live(address.segment, 1);
         }
         if let Some(address) = space.address(new) {
-            table.add_live(address.segment, 1, 1);
+            table.add_live(address.segment, 1);
         }
     }
 }

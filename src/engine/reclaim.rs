@@ -33,8 +33,11 @@ use crate::units::bytes_usize;
 
 use bytes::Bytes;
 
-/// A victim must give back at least a tenth: copying fuller ones costs more than it yields.
-const LIVE_PERCENT_MAX: u64 = 90;
+/// A victim must be this empty at least: incompressible records fill a segment to 89 %, so copying
+/// fuller ones would free nothing, for ever.
+const LIVE_PERCENT_MAX: u64 = 80;
+/// Victims emptied before a checkpoint frees them.
+const VICTIMS_MAX: usize = 4;
 /// Copies written together.
 const COPY_BYTES: u64 = 2 << 20;
 
@@ -62,32 +65,70 @@ impl Mapper {
         if self.engine.pool.table.lock().empty_segments() > 0 {
             return self.write_checkpoint().await;
         }
-        match self.choose_victim() {
-            Some(victim) => self.empty_segment(victim).await,
-            None => {
-                self.exhausted = true;
-                Ok(())
-            }
-        }
+        let victims = self.choose_victims();
+        self.exhausted = victims.is_empty();
+        self.empty_segments(&victims).await
     }
 
-    /// The closed data segment with the smallest live fraction.
-    fn choose_victim(&self) -> Option<SegmentId> {
-        let geometry = &self.engine.pool.geometry;
+    /// Copies a segment that has fewer strips in service than it could have to a new one: how
+    /// redundancy comes back after a device was away or lost. False if there is none.
+    pub(super) async fn evacuate_one(&mut self) -> Result<bool> {
+        let usable = self.usable_devices();
+        if self.settled_on.as_ref() == Some(&usable) {
+            return Ok(false);
+        }
+        let Some((weak, metadata)) = self.weak_segment(&usable) else {
+            self.settled_on = Some(usable);
+            return Ok(false);
+        };
+        let free = self.engine.pool.table.lock().free_segments(&usable);
+        if free < self.engine.reserve_segments + 2 {
+            return Ok(false);
+        }
+        tracing::debug!(segment = weak.0, metadata, "moving a segment to get its redundancy back");
+        if metadata {
+            self.changed = true;
+            self.write_checkpoint().await?;
+        } else {
+            self.empty_segments(&[weak]).await?;
+        }
+        Ok(true)
+    }
+
+    fn weak_segment(&self, usable: &[bool]) -> Option<(SegmentId, bool)> {
+        let count = usable.iter().filter(|usable| **usable).count();
+        let wanted = count.min(self.engine.pool.geometry.strips());
         let table = self.engine.pool.table.lock();
         table
             .iter()
-            .filter(|segment| !segment.open && !segment.entry.metadata && segment.entry.rows > 0)
-            .map(|segment| {
-                let entry = &segment.entry;
-                // Rows never written are given back too.
-                let used = 100 * entry.live_blocks * entry.rows;
-                let total = entry.blocks_written.max(1) * geometry.rows();
-                (used / total, entry.id)
-            })
-            .filter(|(percent, _)| *percent < LIVE_PERCENT_MAX)
+            .filter(|segment| !segment.open && segment.entry.live_blocks > 0)
+            .filter(|segment| segment.strips_in_service(usable) < wanted)
+            .map(|segment| (segment.entry.id, segment.entry.metadata))
             .min()
-            .map(|(_, id)| id)
+    }
+
+    /// The closed data segments with the smallest live fractions.
+    fn choose_victims(&self) -> Vec<SegmentId> {
+        let segment_bytes = self.engine.pool.geometry.segment_bytes();
+        let table = self.engine.pool.table.lock();
+        let mut victims: Vec<(u64, SegmentId)> = table
+            .iter()
+            .filter(|segment| !segment.open && !segment.entry.metadata && segment.entry.rows > 0)
+            .map(|segment| (100 * segment.live_bytes() / segment_bytes, segment.entry.id))
+            .filter(|(percent, _)| *percent < LIVE_PERCENT_MAX)
+            .collect();
+        victims.sort_unstable();
+        victims.truncate(VICTIMS_MAX);
+        victims.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// Copies what is live out of the victims; the checkpoint moves the map nodes that were in
+    /// them, and frees them.
+    async fn empty_segments(&mut self, victims: &[SegmentId]) -> Result<()> {
+        for victim in victims {
+            self.empty_segment(*victim).await?;
+        }
+        if victims.is_empty() { Ok(()) } else { self.write_checkpoint().await }
     }
 
     async fn empty_segment(&mut self, victim: SegmentId) -> Result<()> {
@@ -111,9 +152,7 @@ impl Mapper {
         }
         self.move_copies(copies).await?;
         self.changed = true;
-        // Map nodes leave with the checkpoint, which also frees the segment.
-        drop(lease);
-        self.write_checkpoint().await
+        Ok(())
     }
 
     /// The live records of a unit's body; map nodes are marked for the next checkpoint instead.
