@@ -107,7 +107,12 @@ async fn wait_until_noticed(pod: &Pod, volume: &VolumeRef, index: usize, reason:
 }
 
 async fn open(scratch: &Scratch, env: EnvRef) -> Arc<Pod> {
-    let options = OpenOptions { cache_bytes: 1 << 20, map_cache_bytes: 1 << 20, force: false };
+    let options = OpenOptions {
+        cache_bytes: 1 << 20,
+        map_cache_bytes: 1 << 20,
+        force: false,
+        replace_missing: false,
+    };
     Pod::open(env, scratch.open_devices(), options).await.expect("opened")
 }
 
