@@ -337,6 +337,12 @@ async fn assemble(
     let mut found: Vec<(DeviceRef, DeviceSuperblock)> = Vec::new();
     for device in devices {
         match read_superblock(&device).await {
+            Ok(Some(found)) if device.len_bytes() < found.superblock.device_bytes => {
+                tracing::warn!(
+                    device = device.name(),
+                    "shorter than when it joined the pod; device left out"
+                );
+            }
             Ok(Some(superblock)) => found.push((device, superblock)),
             Ok(None) => blank.push(device),
             Err(error) => {
@@ -360,9 +366,6 @@ async fn assemble(
         };
         if own.pod != head.pod {
             return refuse("it belongs to another pod");
-        }
-        if device.len_bytes() < own.device_bytes {
-            return refuse("it is shorter than when it joined the pod");
         }
         let place = &mut places[usize::from(own.device_index)];
         if place.is_some() {
