@@ -20,6 +20,8 @@ use crate::codec::checksum::Checksum;
 
 pub mod batch;
 mod fields;
+#[doc(hidden)]
+pub mod layouts;
 pub mod location;
 pub mod node;
 pub mod record;
