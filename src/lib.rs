@@ -19,9 +19,9 @@
 //! | [`env`] | time, randomness, spawning |
 //! | [`observe`] | metrics and events |
 //!
-//! To follow one write: `target/nbd/session.rs` → `volume/pod.rs` → `engine/write.rs` →
+//! To follow one write: `target/nbd/session.rs` → `volume/pod_volume.rs` → `engine/write.rs` →
 //! `engine/journal.rs` → `device/file.rs`. To follow one read: `target/nbd/session.rs` →
-//! `volume/pod.rs` → `engine/read.rs` → `pool/read.rs` → `device/file.rs`.
+//! `volume/pod_volume.rs` → `engine/read.rs` → `pool/read.rs` → `device/file.rs`.
 
 pub mod cache;
 pub mod cli;
