@@ -173,7 +173,12 @@ fn disks() -> Vec<SimDisk> {
 }
 
 async fn open(env: &EnvRef, disks: &[SimDisk]) -> weft::error::Result<Arc<Pod>> {
-    let options = OpenOptions { cache_bytes: 1 << 20, map_cache_bytes: 1 << 20, force: false };
+    let options = OpenOptions {
+        cache_bytes: 1 << 20,
+        map_cache_bytes: 1 << 20,
+        force: false,
+        replace_missing: false,
+    };
     let devices = disks.iter().map(|disk| Some(disk.open(env))).collect();
     Pod::open(Arc::clone(env), devices, options).await
 }

@@ -54,6 +54,7 @@ impl Arguments {
             (serve.config.is_some(), "--config"),
             (serve.log.is_some(), "--log"),
             (serve.print_config, "--print-config"),
+            (serve.replace_missing, "--replace-missing"),
         ];
         let refuse =
             |reason: String| Err(Self::command().error(ErrorKind::ArgumentConflict, reason));
@@ -102,6 +103,10 @@ struct ServeArguments {
     /// error, warn, info, debug, trace, or by module: info,weft::target=debug
     #[arg(long, value_name = "LEVEL")]
     log: Option<String>,
+    /// Let blank devices take the places of missing ones (files of the data directory are made
+    /// anew); what was lost is made again from the others while the node serves
+    #[arg(long)]
+    replace_missing: bool,
     /// Print every configuration key with its default and meaning, and exit
     #[arg(long)]
     print_config: bool,
@@ -281,6 +286,7 @@ mod tests {
             "--config weft.toml volume list",
             "--log debug status",
             "--print-config status",
+            "--replace-missing status",
             "--api /d/weft.sock",
         ] {
             let error = parsed(line).expect_err(line);

@@ -23,7 +23,12 @@ const STOPPED_HARD: i32 = 130;
 
 /// Runs a node until it is told to stop.
 pub(super) fn run(data_dir: Option<PathBuf>, arguments: ServeArguments) -> Result<(), Failure> {
-    let overrides = Overrides { data_dir, nbd: arguments.nbd, log_level: arguments.log };
+    let overrides = Overrides {
+        data_dir,
+        nbd: arguments.nbd,
+        log_level: arguments.log,
+        replace_missing: arguments.replace_missing,
+    };
     let config = Config::load(arguments.config.as_deref(), overrides)?;
     start_log(&config.log)?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build();

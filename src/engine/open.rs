@@ -98,6 +98,8 @@ pub struct EngineOptions {
     pub map_cache_bytes: u64,
     /// Open with fewer devices than safe.
     pub force: bool,
+    /// Let blank devices take the places of missing ones.
+    pub replace_missing: bool,
 }
 
 impl Engine {
@@ -155,10 +157,13 @@ impl Engine {
         devices: Vec<DeviceRef>,
         options: EngineOptions,
     ) -> Result<Arc<Self>> {
-        let (members, head) = assemble(&env, devices, options.force).await?;
+        let (members, head) = assemble(&env, devices, options).await?;
         let pool = Pool::new(Arc::clone(&env), members, head.clone())?;
-        let loaded = load_checkpoint(&pool, &head).await?;
-        check_members(&pool, &loaded.catalog)?;
+        let mut loaded = load_checkpoint(&pool, &head).await?;
+        let joined = check_members(&pool, &mut loaded.catalog, head.generation)?;
+        for device in &joined {
+            pool.table.lock().strip_device(*device);
+        }
         let recovered = recovery::recover(&pool, &head).await?;
         let epoch_start = recovery::epoch_start(&recovered);
         let (epoch, id_limit) = (head.epoch + 1, head.id_limit + ID_GRANT);
@@ -178,7 +183,8 @@ impl Engine {
                 engine.replay(record);
             }
         }
-        let mapper = Mapper::new(Arc::clone(&engine), loaded.cut, loaded.state);
+        let mut mapper = Mapper::new(Arc::clone(&engine), loaded.cut, loaded.state);
+        mapper.changed = !joined.is_empty();
         mapper.publish_space();
         engine.env.spawn(Box::pin(mapper.run()));
         Ok(engine)
@@ -310,13 +316,14 @@ fn first_superblock(
 async fn assemble(
     env: &EnvRef,
     devices: Vec<DeviceRef>,
-    force: bool,
+    options: EngineOptions,
 ) -> Result<(Vec<Arc<Member>>, Superblock)> {
+    let mut blank: Vec<DeviceRef> = Vec::new();
     let mut found: Vec<(DeviceRef, DeviceSuperblock)> = Vec::new();
     for device in devices {
         match read_superblock(&device).await {
             Ok(Some(superblock)) => found.push((device, superblock)),
-            Ok(None) => tracing::warn!(device = device.name(), "no superblock; device left out"),
+            Ok(None) => blank.push(device),
             Err(error) => {
                 tracing::warn!(device = device.name(), error = error.chain(), "device left out");
             }
@@ -350,22 +357,43 @@ async fn assemble(
     }
     let present = places.iter().flatten().count();
     let needed = geometry.devices - geometry.absent_max();
-    if present < needed && !force {
+    if present < needed && !options.force {
         return Err(Error::new(ErrorKind::DeviceFailed, "open pod").context(format_args!(
             "{present} of {} devices are there, {needed} are needed; attach the others",
             geometry.devices
         )));
     }
+    let (blank, short): (Vec<_>, Vec<_>) =
+        blank.into_iter().partition(|device| device.len_bytes() >= head.device_bytes);
+    let mut blank = blank.into_iter();
     let members = places.into_iter().enumerate().map(|(index, place)| {
-        let Some((device, found)) = place else {
-            return Arc::new(Member::new(Arc::clone(env), index, [0; 16], None));
+        let env = Arc::clone(env);
+        if let Some((device, found)) = place {
+            let uuid = found.superblock.device_uuid;
+            let generation = found.superblock.generation;
+            return Arc::new(
+                Member::new(env, index, uuid, Some(device)).found(found.slot, generation),
+            );
+        }
+        let replacement = if options.replace_missing { blank.next() } else { None };
+        let uuid = match &replacement {
+            Some(device) => {
+                tracing::info!(
+                    device = device.name(),
+                    index,
+                    "blank device replaces a missing one"
+                );
+                *random_uuid(&env).as_bytes()
+            }
+            None => [0; 16],
         };
-        let uuid = found.superblock.device_uuid;
-        let member = Member::new(Arc::clone(env), index, uuid, Some(device));
-        member.note_slot(found.slot);
-        Arc::new(member)
+        Arc::new(Member::new(env, index, uuid, replacement))
     });
-    Ok((members.collect(), head))
+    let members = members.collect();
+    for device in blank.chain(short) {
+        tracing::warn!(device = device.name(), "no superblock, and no place for it; left out");
+    }
+    Ok((members, head))
 }
 
 /// A checkpoint in memory.
@@ -470,20 +498,38 @@ fn damaged(error: crate::format::DecodeError) -> Error {
     Error::new(ErrorKind::Corrupt, "load checkpoint").source(error)
 }
 
-/// Refuses devices that the catalog does not name at their place.
-fn check_members(pool: &Pool, catalog: &Catalog) -> Result<()> {
+/// Refuses devices that the catalog does not name at their place, unless they just joined; names
+/// those and returns their indices.
+///
+/// A device joins blank (generation 0) with the open that replaces a missing one, which also writes
+/// its first superblock. If that run ended before its first checkpoint, the device holds the newest
+/// generation under a name the catalog does not know: it joins again.
+fn check_members(pool: &Pool, catalog: &mut Catalog, newest: u64) -> Result<Vec<usize>> {
+    let mut joined = Vec::new();
     for member in pool.members.iter().filter(|member| member.in_service()) {
-        let named = catalog.members.iter().find(|record| record.index == member.index);
         let uuid = Uuid::from_bytes(member.uuid);
-        // A device that was missing at the first start is named by nobody yet.
-        let known = named.is_none_or(|record| record.uuid == uuid || record.uuid.is_nil());
-        if !known {
+        let Some(named) = catalog.members.iter_mut().find(|record| record.index == member.index)
+        else {
+            return Err(Error::new(ErrorKind::Corrupt, "open pod")
+                .context(format_args!("the catalog names no device at place {}", member.index)));
+        };
+        if named.uuid == uuid && member.generation > 0 {
+            continue;
+        }
+        // A device that was missing at the first start is named by nobody yet, and keeps its data.
+        if named.uuid.is_nil() && member.generation > 0 {
+            named.uuid = uuid;
+            continue;
+        }
+        if member.generation != 0 && member.generation != newest {
             return Err(Error::new(ErrorKind::InvalidRequest, "open pod").context(format_args!(
-                "{} is not the device the pod has at place {}",
+                "{} is not the device the pod has at place {}: it was replaced; detach it",
                 member.name(),
                 member.index
             )));
         }
+        named.uuid = uuid;
+        joined.push(member.index);
     }
-    Ok(())
+    Ok(joined)
 }

@@ -82,6 +82,8 @@ pub struct Member {
     read_p99_ns: AtomicU64,
     /// Superblock slot written last.
     pub(super) slot: AtomicU64,
+    /// Generation of the superblock found when the pod was opened; 0 for a blank device.
+    pub generation: u64,
 }
 
 impl Member {
@@ -101,12 +103,16 @@ impl Member {
             reads_failed_in_a_row: AtomicU64::new(0),
             read_p99_ns: AtomicU64::new(1_000_000),
             slot: AtomicU64::new(1),
+            generation: 0,
         }
     }
 
-    /// Says which superblock slot holds the newest one.
-    pub fn note_slot(&self, slot: u64) {
-        self.slot.store(slot, Ordering::Release);
+    /// The same member, whose newest superblock was found in `slot`.
+    #[must_use]
+    pub fn found(mut self, slot: u64, generation: u64) -> Self {
+        self.slot = AtomicU64::new(slot);
+        self.generation = generation;
+        self
     }
 
     /// What the operator calls it.

@@ -134,6 +134,20 @@ impl SegmentTable {
         }
     }
 
+    /// Makes every strip on `device` absent: a blank device took its place.
+    pub fn strip_device(&mut self, device: usize) {
+        for segment in self.segments.values_mut() {
+            for place in &mut segment.entry.places {
+                let Some(lost) = place.filter(|place| usize::from(place.device) == device) else {
+                    continue;
+                };
+                *place = None;
+                self.free_regions[device].insert(lost.region);
+                self.dirty_pages.extend(segment.slot.map(|slot| slot / PAGE_ENTRIES));
+            }
+        }
+    }
+
     /// Ids up to here may be handed out: the superblock that says so is durable.
     pub fn extend_ids(&mut self, id_limit: u64) {
         self.id_limit = self.id_limit.max(id_limit);

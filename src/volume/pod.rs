@@ -55,6 +55,9 @@ pub struct OpenOptions {
     pub map_cache_bytes: u64,
     /// Open with fewer members than the pod needs to be sure that no other half is open.
     pub force: bool,
+    /// Let blank devices take the places of missing ones; what those held is made again in the
+    /// background.
+    pub replace_missing: bool,
 }
 
 /// A volume to create.
@@ -201,6 +204,7 @@ impl Pod {
             cache_bytes: options.cache_bytes,
             map_cache_bytes: options.map_cache_bytes,
             force: options.force,
+            replace_missing: options.replace_missing,
         };
         let engine = Engine::open(env, devices.into_iter().flatten().collect(), options).await?;
         let records: Vec<VolumeRecord> =

@@ -205,6 +205,7 @@ impl World {
             cache_bytes: self.swarm.cache_bytes,
             map_cache_bytes: self.swarm.map_cache_bytes,
             force: false,
+            replace_missing: false,
         };
         let devices = self.disks.iter().map(|disk| Some(disk.open(env))).collect();
         Pod::open(Arc::clone(env), devices, options).await.map_err(|error| error.chain())
