@@ -54,6 +54,7 @@ impl Arguments {
             (serve.config.is_some(), "--config"),
             (serve.log.is_some(), "--log"),
             (serve.print_config, "--print-config"),
+            (serve.replace_missing, "--replace-missing"),
         ];
         let refuse =
             |reason: String| Err(Self::command().error(ErrorKind::ArgumentConflict, reason));
@@ -285,6 +286,7 @@ mod tests {
             "--config weft.toml volume list",
             "--log debug status",
             "--print-config status",
+            "--replace-missing status",
             "--api /d/weft.sock",
         ] {
             let error = parsed(line).expect_err(line);

@@ -1,7 +1,7 @@
 //! Devices: what a pod is made of.
 //!
 //! [`Device`] is the seam between the engine and anything that stores sectors: local files and
-//! block devices ([`file`], io_uring), the simulator's disks ([`sim`]), later remote NBD and NVMe
+//! block devices ([`mod@file`], io_uring), the simulator's disks ([`sim`]), later remote NBD and NVMe
 //! namespaces. Behaviour such as fault injection is added by wrapping ([`fault`], [`delay`],
 //! [`sticky`]).
 

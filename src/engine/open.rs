@@ -381,6 +381,19 @@ async fn assemble(
             geometry.devices
         )));
     }
+    let members = seat(env, places, blank, &head, options.replace_missing);
+    Ok((members, head))
+}
+
+/// Makes every place a member: with the device found for it, with a blank one if `replace_missing`,
+/// or without any.
+fn seat(
+    env: &EnvRef,
+    places: Vec<Option<(DeviceRef, DeviceSuperblock)>>,
+    blank: Vec<DeviceRef>,
+    head: &Superblock,
+    replace_missing: bool,
+) -> Vec<Arc<Member>> {
     let (blank, short): (Vec<_>, Vec<_>) =
         blank.into_iter().partition(|device| device.len_bytes() >= head.device_bytes);
     let mut blank = blank.into_iter();
@@ -393,7 +406,7 @@ async fn assemble(
                 Member::new(env, index, uuid, Some(device)).found(found.slot, generation),
             );
         }
-        let replacement = if options.replace_missing { blank.next() } else { None };
+        let replacement = if replace_missing { blank.next() } else { None };
         let uuid = match &replacement {
             Some(device) => {
                 tracing::info!(
@@ -411,7 +424,7 @@ async fn assemble(
     for device in blank.chain(short) {
         tracing::warn!(device = device.name(), "no superblock, and no place for it; left out");
     }
-    Ok((members, head))
+    members
 }
 
 /// A checkpoint in memory.

@@ -1,6 +1,6 @@
 //! The node's configuration: a TOML file becomes a [`Config`] here, and nowhere else.
 //!
-//! Three steps: text → [`raw::File`] (unknown keys refused) → [`validate`] → [`Config`], in which
+//! Three steps: text → `raw::File` (unknown keys refused) → `validate` → [`Config`], in which
 //! every value is in its range and every default filled in. An error names the file, the line and
 //! the key. `docs/config.toml` documents every key and holds the defaults; a test compares.
 
