@@ -48,6 +48,9 @@ const RELEASE_POLL: Duration = Duration::from_millis(20);
 const JOURNAL_SHARE: u64 = 32;
 /// Journal on devices whose length is not ours to choose.
 const JOURNAL_BYTES_DEFAULT: u64 = 256 << 20;
+/// Longest journal that is chosen by length. A start after a crash reads the journals of all
+/// devices, and these may share one disk.
+const JOURNAL_BYTES_MAX: u64 = 64 << 20;
 
 /// Opens the directory's pod, or creates it at the first start.
 ///
@@ -199,9 +202,7 @@ fn plan(directory: &Directory, config: &PodConfig, unfinished: Option<&Record>) 
         fs::create_dir_all(&path).map_err(|error| wrap(OP, &path, error))?;
     }
 
-    if let Some(path) =
-        config.devices.iter().find(|path| path.starts_with("/dev") && !path.exists())
-    {
+    if let Some(path) = config.devices.iter().find(|path| is_device_node(path) && !path.exists()) {
         let context = format!("there is no {}", path.display());
         return Err(Error::new(ErrorKind::NotFound, OP).context(context));
     }
@@ -218,10 +219,16 @@ fn plan(directory: &Directory, config: &PodConfig, unfinished: Option<&Record>) 
     let journal_bytes = match config.journal_bytes {
         Some(bytes) => bytes,
         None if missing.is_empty() => JOURNAL_BYTES_DEFAULT,
-        None => by_length.clamp(8 << 20, 1 << 30),
+        None => by_length.clamp(8 << 20, JOURNAL_BYTES_MAX),
     };
     let geometry = (config.data_strips, config.parity_strips);
     Ok(Record::new(State::Creating, geometry, journal_bytes, devices))
+}
+
+/// Whether a path can only be a device node: nobody means to create a file there. /dev/shm is a
+/// file system like any other.
+fn is_device_node(path: &Path) -> bool {
+    path.starts_with("/dev") && !path.starts_with("/dev/shm")
 }
 
 /// The length of each device file such that all of them take at most half of the free space.
