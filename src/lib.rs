@@ -18,12 +18,14 @@
 //! | [`codec`] | compression, erasure code, checksums |
 //! | [`mod@env`] | time, randomness, spawning |
 //! | [`observe`] | metrics and events |
+//! | [`canary`] | planted bugs, for testing the tests |
 //!
 //! To follow one write: `target/nbd/session.rs` → `volume/pod_volume.rs` → `engine/write.rs` →
 //! `engine/journal.rs` → `device/file.rs`. To follow one read: `target/nbd/session.rs` →
 //! `volume/pod_volume.rs` → `engine/read.rs` → `pool/read.rs` → `device/file.rs`.
 
 pub mod cache;
+pub mod canary;
 pub mod cli;
 pub mod codec;
 pub mod device;

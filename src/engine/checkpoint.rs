@@ -17,6 +17,8 @@ use super::mapper::LogItem;
 use super::mapper::Mapper;
 use super::mapper::Stream;
 use super::record::compressed;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::error::Result;
 use crate::format::location::Location;
 use crate::format::node::MAP_LEVELS;
@@ -73,6 +75,9 @@ impl Mapper {
     /// are in the journal and replaying them gives the same map.
     pub(super) async fn checkpoint_mapped(&mut self) -> Result<()> {
         let engine = Arc::clone(&self.engine);
+        if planted(Bug::CutTooHigh) {
+            self.mapped = engine.journal.visible_lsn();
+        }
         let cut = self.mapped;
         let (tail_position, tail_lsn, tail_previous) = engine.journal.tail_after(cut);
         for layer in engine.layers() {
@@ -82,11 +87,17 @@ impl Mapper {
         self.choose_metadata_to_move();
         engine.pool.table.lock().retire_empty();
         let retired = engine.pool.table.lock().retired();
+        if planted(Bug::FreedBeforeCheckpoint) {
+            engine.pool.table.lock().free_retired(retired);
+        }
         self.write_table().await?;
         let root = self.write_root(cut).await?;
         let id_limit = engine.pool.table.lock().next_id() + ID_GRANT;
         let number = self.checkpoint.number;
         let places = engine.places_of(root);
+        if planted(Bug::TailBeforeSuperblock) {
+            engine.journal.advance_tail(tail_position);
+        }
         engine
             .pool
             .commit_superblock(|superblock| {
@@ -108,7 +119,12 @@ impl Mapper {
         engine.pool.members.iter().for_each(|member| member.may_have_room());
         engine.checkpoints.fetch_add(1, Ordering::Relaxed);
         self.changed = false;
-        self.exhausted = false;
+        let (live_bytes, left_empty) = {
+            let table = engine.pool.table.lock();
+            (table.live_bytes(), table.empty_segments())
+        };
+        self.exhausted &= live_bytes >= self.exhausted_at_bytes;
+        self.left_empty = left_empty;
         self.last_checkpoint = engine.env.now();
         Ok(())
     }

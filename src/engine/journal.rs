@@ -33,6 +33,8 @@ use super::layer::Layer;
 use super::range_lock::RangeGuard;
 use super::record::BufferedRecord;
 use super::space::Promise;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::codec::checksum::crc64;
 use crate::device::AlignedBuf;
 use crate::device::Durability;
@@ -340,6 +342,9 @@ impl Engine {
         while let Some(batch) = self.seal() {
             let engine = Arc::clone(self);
             self.env.spawn(Box::pin(async move {
+                if planted(Bug::AckedAtSubmit) {
+                    engine.batch_finished(batch.number, Ok(()));
+                }
                 let result = engine.replicate(batch.position, batch.bytes).await;
                 engine.batch_finished(batch.number, result);
             }));
@@ -392,7 +397,7 @@ impl Engine {
 
     /// Writes the same bytes to m+1 devices, trying others where one fails or is late.
     async fn replicate(self: &Arc<Self>, position: u64, bytes: Bytes) -> Result<()> {
-        let needed = self.pool.geometry.journal_copies();
+        let needed = self.pool.geometry.journal_copies() - usize::from(planted(Bug::AckedOnTooFew));
         let mut copies = Copies {
             engine: Arc::clone(self),
             position,
@@ -505,7 +510,12 @@ impl Copies {
             }
             let offset = JOURNAL_OFFSET + position % engine.journal.ring;
             let member = &engine.pool.members[device];
-            (device, member.write(offset, bytes, Durability::Durable).await)
+            let durability = if planted(Bug::JournalNotDurable) {
+                Durability::Volatile
+            } else {
+                Durability::Durable
+            };
+            (device, member.write(offset, bytes, durability).await)
         }));
     }
 

@@ -17,6 +17,8 @@ use super::Engine;
 use super::layer::Layer;
 use super::map::Load;
 use super::record::BufferedRecord;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::env::timeout;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -83,12 +85,20 @@ pub(super) struct Mapper {
     pub(super) changed: bool,
     pub(super) last_checkpoint: Duration,
     pub(super) checkpoint: super::checkpoint::CheckpointState,
-    /// No victim was worth reclaiming when last looked.
+    /// Reclaim gained nothing when last tried.
     pub(super) exhausted: bool,
     /// Devices for which every segment was found to have all the strips it can have.
     pub(super) settled_on: Option<Vec<bool>>,
     /// The last turn moved a segment to get its redundancy back: there may be more.
     evacuating: bool,
+    /// Live bytes when it did: with fewer it is worth another try.
+    pub(super) exhausted_at_bytes: u64,
+    /// Reclaims in a row that gained no segment.
+    pub(super) fruitless: u32,
+    /// Segments opened for what hosts wrote.
+    pub(super) host_segments: u64,
+    /// Segments that the last checkpoint itself left empty: what it wrote replaced them.
+    pub(super) left_empty: usize,
 }
 
 impl Mapper {
@@ -108,6 +118,10 @@ impl Mapper {
             exhausted: false,
             settled_on: None,
             evacuating: false,
+            exhausted_at_bytes: 0,
+            fruitless: 0,
+            host_segments: 0,
+            left_empty: 0,
         }
     }
 
@@ -121,7 +135,9 @@ impl Mapper {
             if let Err(error) = self.work().await {
                 self.report(&error);
                 // Without room here the door must say so, rather than let writers wait.
-                self.exhausted |= error.kind() == ErrorKind::NoSpace;
+                if error.kind() == ErrorKind::NoSpace {
+                    self.give_up_reclaim();
+                }
                 self.publish_space();
                 self.engine.env.sleep(RETRY_AFTER).await;
                 self.engine.pool.members.iter().for_each(|member| member.may_have_room());
@@ -187,7 +203,7 @@ impl Mapper {
         engine.journal.used_bytes() > ring / 2
             || self.dirty_nodes() > engine.dirty_nodes_max / 2
             || (overdue && idle_for >= CHECKPOINT_INTERVAL)
-            || (engine.space.is_short() && engine.pool.table.lock().empty_segments() > 0)
+            || (engine.space.is_short() && self.has_empty_segments())
             || engine.pool.table.lock().ids_exhausted()
     }
 
@@ -214,20 +230,23 @@ impl Mapper {
             return Ok(());
         };
         self.changed = true;
-        self.exhausted = false;
         let live: Vec<&Arc<BufferedRecord>> =
             group.iter().filter(|record| self.is_worth_writing(record)).collect();
         let items: Vec<LogItem> = live
             .iter()
             .map(|record| LogItem { header: record.header, payload: record.payload.clone() })
             .collect();
+        let next_id = self.engine.pool.table.lock().next_id();
         let locations = self.append_records(Stream::Data, &items).await?;
+        self.host_segments += self.engine.pool.table.lock().next_id() - next_id;
         for (record, location) in live.into_iter().zip(locations) {
             self.map_record(record, location).await?;
         }
         for record in group.iter().filter(|record| record.header.kind == RecordKind::Zero) {
             Box::pin(self.map_zero(record)).await?;
         }
+        let live_bytes = self.engine.pool.table.lock().live_bytes();
+        self.exhausted &= live_bytes >= self.exhausted_at_bytes;
         self.forget_group(group.len());
         self.mapped = last;
         Ok(())
@@ -366,7 +385,12 @@ impl Mapper {
         while at < record.end_lba() {
             match self.map_within_leaf(layer, record, at, location) {
                 Ok(next) => at = next,
-                Err(load) => self.engine.load_node(layer, load).await?,
+                Err(load) => {
+                    if planted(Bug::DroppedBeforeMapped) {
+                        layer.state.lock().index.remove(record, at..record.end_lba());
+                    }
+                    self.engine.load_node(layer, load).await?;
+                }
             }
         }
         Ok(())
@@ -433,6 +457,10 @@ impl Mapper {
                 return Ok(end);
             }
         }
+        if planted(Bug::ZeroCutShort) && at > record.header.lba.0 {
+            state.index.remove(record, at..record.end_lba());
+            return Ok(record.end_lba());
+        }
         let end = record.end_lba().min(leaf_end(at));
         let owned = state.index.owned_by(record, at..end);
         if !owned.is_empty() {
@@ -459,7 +487,7 @@ impl Mapper {
             let replaced = {
                 let mut state = layer.state.lock();
                 match state.map.get(lba) {
-                    Ok(found) if found != old => Ok(false),
+                    Ok(found) if found != old && !planted(Bug::DeadMoved) => Ok(false),
                     Ok(_) => state.map.set(lba, new).map(|_| true),
                     Err(load) => Err(load),
                 }

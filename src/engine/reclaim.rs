@@ -13,6 +13,8 @@ use super::mapper::Mapper;
 use super::mapper::Stream;
 use super::read::decode_chunk;
 use super::record::push_chunk;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -38,6 +40,9 @@ use bytes::Bytes;
 const LIVE_PERCENT_MAX: u64 = 80;
 /// Victims emptied before a checkpoint frees them.
 const VICTIMS_MAX: usize = 4;
+/// After this many rounds in a row without a gain, what is left is not worth copying: moving map
+/// nodes empties one segment and begins another.
+const FRUITLESS_MAX: u32 = 8;
 /// Copies written together.
 const COPY_BYTES: u64 = 2 << 20;
 
@@ -62,12 +67,39 @@ impl Mapper {
 
     /// Frees what is empty already, or else empties one segment.
     pub(super) async fn reclaim(&mut self) -> Result<()> {
-        if self.engine.pool.table.lock().empty_segments() > 0 {
+        if self.has_empty_segments() {
             return self.write_checkpoint().await;
         }
         let victims = self.choose_victims();
-        self.exhausted = victims.is_empty();
-        self.empty_segments(&victims).await
+        let before = self.segments_gained();
+        self.empty_segments(&victims).await?;
+        if victims.is_empty() {
+            self.fruitless = FRUITLESS_MAX;
+        }
+        let gained = self.segments_gained() > before;
+        self.fruitless = if gained { 0 } else { self.fruitless + 1 };
+        if self.fruitless >= FRUITLESS_MAX {
+            self.fruitless = 0;
+            self.give_up_reclaim();
+        }
+        Ok(())
+    }
+
+    /// Nothing more can be freed until something was deleted.
+    pub(super) fn give_up_reclaim(&mut self) {
+        self.exhausted = true;
+        self.exhausted_at_bytes = self.engine.pool.table.lock().live_bytes();
+    }
+
+    /// Whether a checkpoint would free segments besides those that the last one left.
+    pub(super) fn has_empty_segments(&self) -> bool {
+        self.engine.pool.table.lock().empty_segments() > self.left_empty
+    }
+
+    /// Free segments, and those that hosts got meanwhile: more means that reclaim gained some.
+    fn segments_gained(&self) -> u64 {
+        let pool = &self.engine.pool;
+        pool.table.lock().free_segments(&pool.in_service()) + self.host_segments
     }
 
     /// Copies a segment that has fewer strips in service than it could have to a new one: how
@@ -195,7 +227,7 @@ impl Mapper {
         let Some(layer) = self.engine.layer_of(header.branch) else { return Ok(()) };
         let mut live = Vec::new();
         for lba in header.lba.0..header.lba.0 + header.blocks {
-            if self.entry_of(&layer, Lba(lba)).await? == old {
+            if self.entry_of(&layer, Lba(lba)).await? == old || planted(Bug::DeadMoved) {
                 live.push(lba);
             }
         }

@@ -15,6 +15,8 @@ use futures_util::future::join_all;
 use super::journal::BatchSpan;
 use super::journal::JournalStart;
 use super::journal::place_batch;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::device::Durability;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -81,7 +83,7 @@ pub(super) async fn recover(pool: &Pool, head: &Superblock) -> Result<Recovered>
         found.values().flatten().map(|batch| batch.header.durable_lsn).max().unwrap_or_default();
     let chain = walk_chain(found, head);
     let next_lsn = chain.last().map_or(head.tail_lsn, |batch| batch.header.next_lsn());
-    if durable_stamp >= next_lsn {
+    if durable_stamp >= next_lsn && !planted(Bug::GapTakenForEnd) {
         return Err(Error::new(ErrorKind::Corrupt, "replay journal").context(format_args!(
             "entries {next_lsn} to {durable_stamp} were acknowledged and are on no readable \
              device; attach the missing devices and start again"
@@ -203,7 +205,9 @@ fn walk_chain(mut found: Found, head: &Superblock) -> Vec<FoundBatch> {
 }
 
 fn is_void(header: &BatchHeader, head: &Superblock) -> bool {
-    header.epoch < head.epoch && header.first_lsn >= head.epoch_start
+    header.epoch < head.epoch
+        && header.first_lsn >= head.epoch_start
+        && !planted(Bug::VoidTailReplayed)
 }
 
 fn decode_batch(pod: PodId, batch: &FoundBatch, records: &mut Vec<ReplayRecord>) -> Result<()> {
@@ -245,6 +249,9 @@ fn decode_batch(pod: PodId, batch: &FoundBatch, records: &mut Vec<ReplayRecord>)
 pub(super) async fn complete_copies(pool: &Pool, recovered: &Recovered) -> Result<()> {
     let needed = pool.geometry.journal_copies();
     for batch in &recovered.batches {
+        if planted(Bug::CopiesNotCompleted) {
+            break;
+        }
         let mut copies =
             batch.devices.iter().filter(|device| pool.members[**device].in_service()).count();
         let offset = JOURNAL_OFFSET + batch.header.position % pool.geometry.journal_bytes;

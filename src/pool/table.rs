@@ -13,6 +13,8 @@ use std::collections::BTreeSet;
 use rustc_hash::FxHashMap;
 
 use super::Geometry;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -328,6 +330,9 @@ impl SegmentTable {
     pub fn release(&mut self, id: SegmentId) {
         let pending = self.pending_free.iter_mut().find(|segment| segment.entry.id == id);
         let Some(segment) = self.segments.get_mut(&id).or(pending) else {
+            if planted(Bug::LeaseIgnored) {
+                return;
+            }
             panic!("segment {id} was freed while leased");
         };
         segment.leases -= 1;
@@ -357,7 +362,7 @@ impl SegmentTable {
         let candidates = std::mem::replace(&mut self.pending_free, rest);
         let mut freed = Vec::new();
         for segment in candidates {
-            if segment.leases > 0 {
+            if segment.leases > 0 && !planted(Bug::LeaseIgnored) {
                 self.pending_free.insert(0, segment);
                 continue;
             }
