@@ -42,9 +42,12 @@ struct Arguments {
     /// Write instead of reading.
     #[arg(long)]
     write: bool,
-    /// Bytes of the export to touch; written once before reading.
+    /// Bytes of the export to touch; written once before reading, unless --no-fill is given.
     #[arg(long, default_value = "256MiB", value_parser = weft::units::parse_size)]
     span: u64,
+    /// Read what is there already instead of writing the span first.
+    #[arg(long)]
+    no_fill: bool,
     /// Poll the socket instead of sleeping in it.
     #[arg(long)]
     poll: bool,
@@ -92,7 +95,7 @@ fn load(arguments: &Arguments) -> io::Result<()> {
     };
     attach(stream.as_mut(), &arguments.name)?;
     let mut load = Load::new(stream, arguments);
-    if !arguments.write {
+    if !arguments.write && !arguments.no_fill {
         load.fill(arguments.span)?;
     }
     if arguments.poll {

@@ -18,6 +18,8 @@ use zstd_safe::DCtx;
 
 thread_local! {
     static COMPRESSOR: RefCell<CCtx<'static>> = RefCell::new(CCtx::create());
+    /// Frames are made here, so that what is kept is exactly as long as they are.
+    static FRAME: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     static DECOMPRESSOR: RefCell<DCtx<'static>> = RefCell::new(DCtx::create());
 }
 
@@ -38,16 +40,19 @@ impl error::Error for CorruptFrame {}
 /// Returns false, with `out` as it was, if the result would not be smaller than `input`: store it
 /// raw then.
 pub fn compress(input: &[u8], level: i32, out: &mut Vec<u8>) -> bool {
-    let start = out.len();
     let Some(room) = input.len().checked_sub(1) else { return false };
-    // zstd gives up as soon as the frame would need more room than this.
-    out.resize(start + room, 0);
-    let written = COMPRESSOR
-        .with_borrow_mut(|compressor| compressor.compress(&mut out[start..], input, level))
-        .unwrap_or(0);
-    // No frame is empty, so no byte written means that it did not fit.
-    out.truncate(start + written);
-    written > 0
+    FRAME.with_borrow_mut(|frame| {
+        if frame.len() < room {
+            frame.resize(room, 0);
+        }
+        // zstd gives up as soon as the frame would need more room than this.
+        let written = COMPRESSOR
+            .with_borrow_mut(|compressor| compressor.compress(&mut frame[..room], input, level))
+            .unwrap_or(0);
+        out.extend_from_slice(&frame[..written]);
+        // No frame is empty, so no byte written means that it did not fit.
+        written > 0
+    })
 }
 
 /// Fills `out` exactly with what the frame `input` holds.

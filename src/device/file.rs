@@ -36,6 +36,7 @@ use crate::error::Result;
 use crate::units::IO_ALIGN;
 use crate::units::SECTOR_BYTES;
 use crate::units::bytes_u64;
+use crate::units::bytes_usize;
 use crate::units::format_size;
 
 /// Who else may have the device open.
@@ -49,7 +50,7 @@ pub enum OpenMode {
 
 /// A file or a block device.
 ///
-/// All I/O must be started inside a tokio `LocalSet` of a runtime with I/O enabled.
+/// All I/O must be started inside a tokio `LocalSet` of a runtime with I/O and time enabled.
 pub struct FileDevice {
     name: Arc<str>,
     file: Arc<OwnedFd>,
@@ -107,7 +108,8 @@ impl FileDevice {
     /// Creates a sparse file of `len_bytes` and opens it.
     ///
     /// The first `preallocate_bytes` get their room on the disk now, so that writing there can
-    /// never fail for want of it, if the file system can do so.
+    /// never fail for want of it. They are written with zeroes: a durable write to room that was
+    /// merely promised also has to wait for the file system to record that it holds data now.
     ///
     /// # Durability
     /// The file, its length and its name survive power loss when this returns.
@@ -132,13 +134,6 @@ impl FileDevice {
     #[must_use]
     pub fn direct(&self) -> bool {
         self.direct
-    }
-
-    /// Whether the file still has a name. One that was deleted takes I/O as before, but all of it
-    /// is gone once it is closed. Costs a system call.
-    #[must_use]
-    pub fn still_there(&self) -> bool {
-        rustix::fs::fstat(&self.file).is_ok_and(|stat| stat.st_nlink > 0)
     }
 
     fn run<T: 'static>(
@@ -230,6 +225,21 @@ impl Device for FileDevice {
             })
         })
     }
+    /// A deleted file takes I/O as before, but all of it is gone once the file is closed.
+    fn lost(&self) -> Option<&'static str> {
+        let Ok(stat) = rustix::fs::fstat(&self.file) else {
+            return Some("its file cannot be looked at any more");
+        };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return None;
+        }
+        let length = u64::try_from(stat.st_size).unwrap_or(0);
+        match (stat.st_nlink, length) {
+            (0, _) => Some("the file was deleted"),
+            (_, length) if length < self.len_bytes => Some("the file was truncated"),
+            _ => None,
+        }
+    }
 }
 
 /// Opens past the page cache if the file system can.
@@ -292,6 +302,7 @@ fn lay_out(file: &OwnedFd, path: &Path, len_bytes: u64, preallocate_bytes: u64) 
             Ok(()) | Err(Errno::OPNOTSUPP) => {}
             Err(errno) => return Err(failed(errno)),
         }
+        write_zeroes(file, preallocate_bytes).map_err(failed)?;
     }
     rustix::fs::fsync(file).map_err(failed)?;
     let parent = match path.parent() {
@@ -301,6 +312,18 @@ fn lay_out(file: &OwnedFd, path: &Path, len_bytes: u64, preallocate_bytes: u64) 
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::open(parent, flags, Mode::empty()).map_err(failed)?;
     rustix::fs::fsync(directory.as_fd()).map_err(failed)
+}
+
+/// Writes zeroes over the first `length` bytes.
+fn write_zeroes(file: &OwnedFd, length: u64) -> rustix::io::Result<()> {
+    let zeroes = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < length {
+        let step = bytes_u64(zeroes.len()).min(length - at);
+        let part = &zeroes[..bytes_usize(step)];
+        at += bytes_u64(rustix::io::retry_on_intr(|| rustix::io::pwrite(file, part, at))?);
+    }
+    Ok(())
 }
 
 fn open_error(errno: Errno, path: &Path) -> Error {

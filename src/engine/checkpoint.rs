@@ -30,6 +30,7 @@ use crate::format::node::encode_node;
 use crate::format::record::RecordKind;
 use crate::format::root::CheckpointRoot;
 use crate::format::table::encode_page;
+use crate::pool::table::Segment;
 use crate::units::BranchId;
 use crate::units::Lba;
 use crate::units::Lsn;
@@ -65,7 +66,7 @@ impl Mapper {
     /// # Errors
     /// Nothing is freed and the tail stays where it is; it can be tried again.
     pub(super) async fn write_checkpoint(&mut self) -> Result<()> {
-        let cut = self.engine.journal.durable_lsn();
+        let cut = self.engine.journal.visible_lsn();
         self.drain_to(cut).await?;
         self.checkpoint_mapped().await
     }
@@ -75,7 +76,7 @@ impl Mapper {
     pub(super) async fn checkpoint_mapped(&mut self) -> Result<()> {
         let engine = Arc::clone(&self.engine);
         if planted(Bug::CutTooHigh) {
-            self.mapped = engine.journal.durable_lsn();
+            self.mapped = engine.journal.visible_lsn();
         }
         let cut = self.mapped;
         let (tail_position, tail_lsn, tail_previous) = engine.journal.tail_after(cut);
@@ -214,12 +215,14 @@ impl Mapper {
             .iter()
             .filter(|s| s.entry.metadata && !s.open && s.entry.live_blocks > 0)
             .collect();
-        if closed.len() <= METADATA_SEGMENTS_SPARE {
-            return;
-        }
-        let Some(victim) =
-            closed.iter().min_by_key(|s| (s.entry.live_blocks, s.entry.id)).map(|s| s.entry.id)
-        else {
+        let usable = self.usable_devices();
+        let strips = |segment: &&Segment| segment.strips_in_service(&usable);
+        let wanted = usable.iter().filter(|usable| **usable).count();
+        let wanted = wanted.min(self.engine.pool.geometry.strips());
+        let weak = closed.iter().copied().find(|segment| strips(segment) < wanted);
+        let emptiest = closed.iter().copied().min_by_key(|s| (s.entry.live_blocks, s.entry.id));
+        let crowded = closed.len() > METADATA_SEGMENTS_SPARE;
+        let Some(victim) = weak.or(emptiest.filter(|_| crowded)).map(|s| s.entry.id) else {
             return;
         };
         let lies_there = |location: &Location| {
@@ -290,7 +293,7 @@ impl Mapper {
         let number = self.checkpoint.number + 1;
         loop {
             let segment = self.next_segment(Stream::Metadata)?;
-            self.engine.pool.table.lock().add_live(segment, 1, 1);
+            self.engine.pool.table.lock().add_live(segment, 1);
             let root = CheckpointRoot {
                 checkpoint: number,
                 cut,
@@ -339,7 +342,7 @@ impl Engine {
             table.remove_live(address.segment, 1);
         }
         if let Some(address) = space.address(new) {
-            table.add_live(address.segment, 1, 1);
+            table.add_live(address.segment, 1);
         }
     }
 }

@@ -122,7 +122,11 @@ pub(super) struct JournalStart {
 
 struct State {
     next_lsn: Lsn,
+    /// Entries up to here are durable.
     durable_lsn: Lsn,
+    /// Entries up to here are in the index and queued for the mapper too: what a checkpoint may
+    /// cover. Follows `durable_lsn`.
+    visible_lsn: Lsn,
     tail: u64,
     head: u64,
     /// Header checksum of the batch before `head`.
@@ -158,6 +162,7 @@ impl Journal {
             state: Mutex::new(State {
                 next_lsn: start.next_lsn,
                 durable_lsn: Lsn(start.next_lsn.0 - 1),
+                visible_lsn: Lsn(start.next_lsn.0 - 1),
                 tail: start.tail,
                 head: start.head,
                 previous: start.previous,
@@ -183,9 +188,9 @@ impl Journal {
         state.head - state.tail + state.open_bytes
     }
 
-    /// Every entry up to here is durable and visible.
-    pub(super) fn durable_lsn(&self) -> Lsn {
-        self.state.lock().durable_lsn
+    /// Every entry up to here is durable, visible and was queued for the mapper.
+    pub(super) fn visible_lsn(&self) -> Lsn {
+        self.state.lock().visible_lsn
     }
 
     /// Why nothing is accepted any more, if so.
@@ -462,6 +467,7 @@ impl Engine {
             };
             for entry in ready {
                 self.make_visible(&entry.records);
+                self.journal.state.lock().visible_lsn = entry.lsn;
                 drop(entry.hold);
                 let _ = entry.done.send(Ok(entry.lsn));
             }

@@ -87,6 +87,10 @@ pub(super) struct Mapper {
     pub(super) checkpoint: super::checkpoint::CheckpointState,
     /// Reclaim gained nothing when last tried.
     pub(super) exhausted: bool,
+    /// Devices for which every segment was found to have all the strips it can have.
+    pub(super) settled_on: Option<Vec<bool>>,
+    /// The last turn moved a segment to get its redundancy back: there may be more.
+    evacuating: bool,
     /// Live bytes when it did: with fewer it is worth another try.
     pub(super) exhausted_at_bytes: u64,
     /// Reclaims in a row that gained no segment.
@@ -112,6 +116,8 @@ impl Mapper {
             last_checkpoint,
             checkpoint,
             exhausted: false,
+            settled_on: None,
+            evacuating: false,
             exhausted_at_bytes: 0,
             fruitless: 0,
             host_segments: 0,
@@ -123,12 +129,18 @@ impl Mapper {
     pub(super) async fn run(mut self) {
         let engine = Arc::clone(&self.engine);
         while !engine.stopping.load(Ordering::Acquire) {
-            if !self.has_work() {
+            if !self.has_work() && !self.evacuating {
                 let _ = timeout(&engine.env, TICK, engine.wake.notified()).await;
             }
             if let Err(error) = self.work().await {
                 self.report(&error);
+                // Without room here the door must say so, rather than let writers wait.
+                if error.kind() == ErrorKind::NoSpace {
+                    self.give_up_reclaim();
+                }
+                self.publish_space();
                 self.engine.env.sleep(RETRY_AFTER).await;
+                self.engine.pool.members.iter().for_each(|member| member.may_have_room());
             }
             self.publish_space();
         }
@@ -164,8 +176,17 @@ impl Mapper {
         self.clear_dropped_layers().await?;
         if self.wants_reclaim() {
             self.reclaim().await?;
+        } else if !self.has_work() {
+            self.evacuating = false;
+            self.evacuating = self.evacuate_one().await?;
         }
         Ok(())
+    }
+
+    /// Devices that new strips may be put on.
+    pub(super) fn usable_devices(&self) -> Vec<bool> {
+        let members = &self.engine.pool.members;
+        members.iter().map(|member| member.in_service() && !member.is_full()).collect()
     }
 
     fn wants_drain(&self) -> bool {
@@ -201,9 +222,11 @@ impl Mapper {
 
     /// Moves the oldest entries of the buffer to segments and maps.
     pub(super) async fn write_group(&mut self) -> Result<()> {
+        // Asked before the queue is looked at: what becomes visible in between is not mapped.
+        let visible = self.engine.journal.visible_lsn();
         let group = self.peek_group();
         let Some(last) = group.last().map(|record| record.header.lsn) else {
-            self.mapped = self.mapped.max(self.engine.journal.durable_lsn());
+            self.mapped = self.mapped.max(visible);
             return Ok(());
         };
         self.changed = true;
@@ -222,6 +245,8 @@ impl Mapper {
         for record in group.iter().filter(|record| record.header.kind == RecordKind::Zero) {
             Box::pin(self.map_zero(record)).await?;
         }
+        let live_bytes = self.engine.pool.table.lock().live_bytes();
+        self.exhausted &= live_bytes >= self.exhausted_at_bytes;
         self.forget_group(group.len());
         self.mapped = last;
         Ok(())
@@ -274,8 +299,9 @@ impl Mapper {
             let (segment, rows) = (group.segment, group.first_row + bytes_u64(group.rows()));
             match self.engine.pool.write_rows(group, self.engine.epoch).await {
                 Ok(()) => {
+                    let written = &items[locations.len()..locations.len() + placed.len()];
+                    self.rows_written(stream, segment, rows, written);
                     locations.extend(placed);
-                    self.rows_written(stream, segment, rows);
                 }
                 Err(error) => {
                     tracing::warn!(
@@ -304,8 +330,7 @@ impl Mapper {
 
     fn allocate(&mut self, stream: Stream) -> Result<SegmentId> {
         let pool = &self.engine.pool;
-        let usable: Vec<bool> =
-            pool.members.iter().map(|member| member.in_service() && !member.is_full()).collect();
+        let usable = self.usable_devices();
         let metadata = stream == Stream::Metadata;
         pool.table.lock().allocate(metadata, &usable).ok_or_else(|| {
             Error::new(ErrorKind::NoSpace, "open segment").context("no free segment")
@@ -330,8 +355,10 @@ impl Mapper {
         placed
     }
 
-    fn rows_written(&mut self, stream: Stream, segment: SegmentId, rows: u64) {
-        self.engine.pool.table.lock().set_rows(segment, rows);
+    fn rows_written(&mut self, stream: Stream, segment: SegmentId, rows: u64, written: &[LogItem]) {
+        let blocks = written.iter().map(|item| item.header.blocks).sum();
+        let bytes = written.iter().map(|item| item.header.stride()).sum();
+        self.engine.pool.table.lock().rows_written(segment, rows, blocks, bytes);
         if rows == self.engine.pool.geometry.rows() {
             self.close_segment(stream);
         } else {
@@ -575,7 +602,7 @@ impl Engine {
                 table.remove_live(address.segment, 1);
             }
             if let Some(address) = space.address(*new) {
-                table.add_live(address.segment, 1, 1);
+                table.add_live(address.segment, 1);
             }
             if blocks {
                 if new.is_stored() {

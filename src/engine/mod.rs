@@ -2,7 +2,7 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | [`write`], [`record`] | bytes → records → entries |
+//! | [`mod@write`], [`record`] | bytes → records → entries |
 //! | [`journal`] | the redo log: batches, group commit, acknowledgement |
 //! | [`index`], [`map`], [`layer`] | where a block is: write buffer, map, both under one lock |
 //! | [`read`] | blocks → chunks → pieces |

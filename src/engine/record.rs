@@ -82,7 +82,7 @@ pub fn compressed(
     blocks: u64,
     content: &[u8],
 ) -> (RecordHeader, Bytes) {
-    let mut packed = Vec::with_capacity(content.len());
+    let mut packed = Vec::new();
     if compress(content, DOOR_LEVEL, &mut packed) {
         let mut header = header_of(kind, lba, blocks, &packed);
         header.codec = PayloadCodec::Zstd;

@@ -54,6 +54,8 @@ type Found = BTreeMap<u64, Vec<FoundBatch>>;
 /// A record of the journal, to be put back into the write buffer.
 pub(super) struct ReplayRecord {
     pub(super) header: RecordHeader,
+    /// Its place within its entry.
+    pub(super) number: u16,
     pub(super) payload: Bytes,
 }
 
@@ -216,6 +218,7 @@ fn decode_batch(pod: PodId, batch: &FoundBatch, records: &mut Vec<ReplayRecord>)
     let end = BATCH_HEADER_BYTES + bytes_usize(batch.header.body_bytes);
     let mut at = BATCH_HEADER_BYTES;
     let mut expected = batch.header.first_lsn;
+    let mut next_number = 0;
     while at < end {
         let place = JOURNAL_PLACE | (batch.header.position + bytes_u64(at));
         let (header, payload) =
@@ -227,8 +230,9 @@ fn decode_batch(pod: PodId, batch: &FoundBatch, records: &mut Vec<ReplayRecord>)
             expected = expected.next();
         }
         let from = at + RECORD_HEADER_BYTES;
-        records
-            .push(ReplayRecord { header, payload: batch.bytes.slice(from..from + payload.len()) });
+        let payload = batch.bytes.slice(from..from + payload.len());
+        records.push(ReplayRecord { header, number: next_number, payload });
+        next_number = if header.last_of_entry { 0 } else { next_number.saturating_add(1) };
         at += bytes_usize(header.stride());
     }
     if expected == batch.header.next_lsn() {

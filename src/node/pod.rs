@@ -28,6 +28,7 @@ use crate::env::EnvRef;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::format::superblock::JOURNAL_OFFSET;
 use crate::units::IO_ALIGN;
 use crate::units::format_size;
 use crate::volume::pod::FormatOptions;
@@ -47,6 +48,9 @@ const RELEASE_POLL: Duration = Duration::from_millis(20);
 const JOURNAL_SHARE: u64 = 32;
 /// Journal on devices whose length is not ours to choose.
 const JOURNAL_BYTES_DEFAULT: u64 = 256 << 20;
+/// Longest journal that is chosen by length. A start after a crash reads the journals of all
+/// devices, and these may share one disk.
+const JOURNAL_BYTES_MAX: u64 = 64 << 20;
 
 /// Opens the directory's pod, or creates it at the first start.
 ///
@@ -84,6 +88,9 @@ async fn open_known(
     } else {
         record.devices.iter().map(|device| directory.resolved(&device.path)).collect()
     };
+    if config.replace_missing {
+        create_replacements(&paths, &record)?;
+    }
     let pod = open(env, &paths, config).await?;
     let found = pod.status().uuid;
     match record.uuid {
@@ -97,6 +104,17 @@ async fn open_known(
         }
         _ => Ok(pod),
     }
+}
+
+/// Makes new, blank files for those that are gone, where the node made the first ones.
+fn create_replacements(paths: &[PathBuf], record: &Record) -> Result<()> {
+    for (path, device) in paths.iter().zip(&record.devices) {
+        if device.created_bytes.is_some() && !path.exists() {
+            create_device(path, device, record)?;
+            tracing::info!(device = %path.display(), "device file created to replace a missing one");
+        }
+    }
+    Ok(())
 }
 
 /// Opens a pod of which the directory has no record: its devices were brought from elsewhere.
@@ -184,9 +202,7 @@ fn plan(directory: &Directory, config: &PodConfig, unfinished: Option<&Record>) 
         fs::create_dir_all(&path).map_err(|error| wrap(OP, &path, error))?;
     }
 
-    if let Some(path) =
-        config.devices.iter().find(|path| path.starts_with("/dev") && !path.exists())
-    {
+    if let Some(path) = config.devices.iter().find(|path| is_device_node(path) && !path.exists()) {
         let context = format!("there is no {}", path.display());
         return Err(Error::new(ErrorKind::NotFound, OP).context(context));
     }
@@ -203,10 +219,16 @@ fn plan(directory: &Directory, config: &PodConfig, unfinished: Option<&Record>) 
     let journal_bytes = match config.journal_bytes {
         Some(bytes) => bytes,
         None if missing.is_empty() => JOURNAL_BYTES_DEFAULT,
-        None => by_length.clamp(8 << 20, 1 << 30),
+        None => by_length.clamp(8 << 20, JOURNAL_BYTES_MAX),
     };
     let geometry = (config.data_strips, config.parity_strips);
     Ok(Record::new(State::Creating, geometry, journal_bytes, devices))
+}
+
+/// Whether a path can only be a device node: nobody means to create a file there. /dev/shm is a
+/// file system like any other.
+fn is_device_node(path: &Path) -> bool {
+    path.starts_with("/dev") && !path.starts_with("/dev/shm")
 }
 
 /// The length of each device file such that all of them take at most half of the free space.
@@ -238,7 +260,10 @@ fn default_device_bytes(files: &[&PathBuf]) -> Result<u64> {
 fn create_device(path: &Path, device: &DeviceRecord, plan: &Record) -> Result<DeviceRef> {
     match device.created_bytes {
         // The journal and what lies before it must never meet a full file system.
-        Some(bytes) => Ok(Arc::new(FileDevice::create(path, bytes, plan.journal_bytes)?)),
+        Some(bytes) => {
+            let prefix = JOURNAL_OFFSET + plan.journal_bytes;
+            Ok(Arc::new(FileDevice::create(path, bytes, prefix)?))
+        }
         None => Ok(Arc::new(FileDevice::open(path, OpenMode::ReadWrite)?)),
     }
 }
@@ -279,6 +304,7 @@ fn open_options(config: &Config) -> OpenOptions {
         cache_bytes: config.cache_bytes,
         map_cache_bytes: config.map_cache_bytes,
         force: false,
+        replace_missing: config.replace_missing,
     }
 }
 

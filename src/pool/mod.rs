@@ -207,7 +207,13 @@ impl Pool {
     /// How many more devices may fail without loss of data or service.
     #[must_use]
     pub fn can_lose(&self) -> usize {
+        let in_service = self.in_service();
         let lost = self.members.len() - self.in_service_count();
-        self.geometry.parity_strips.saturating_sub(lost)
+        let strips = self.table.lock().strips_in_service_min(&in_service);
+        let spare_strips = strips.unwrap_or(self.geometry.strips());
+        self.geometry
+            .parity_strips
+            .saturating_sub(lost)
+            .min(spare_strips.saturating_sub(self.geometry.data_strips))
     }
 }

@@ -184,6 +184,7 @@ impl World {
             cache_bytes: self.swarm.cache_bytes,
             map_cache_bytes: self.swarm.map_cache_bytes,
             force: false,
+            replace_missing: false,
         };
         let attached = self.attached.borrow().clone();
         let devices =

@@ -1,0 +1,277 @@
+"""The sections of `scripts/bench`, one function each, named in SECTIONS.
+
+A section takes the report and the settings (see `scripts/bench --help`), starts what it needs and
+leaves nothing behind. docs/performance.md says what each figure means.
+"""
+
+import contextlib
+import os
+import re
+import statistics
+import struct
+import subprocess
+import time
+
+import lab
+from lab import MIB
+
+
+def fill(server, span):
+    """Writes the span with table pages and reads it back, so that it is in the cache."""
+    client = lab.NbdClient(server)
+    page = lab.table_pages(MIB)
+    client.write_all((offset, page) for offset in range(0, span, MIB))
+    client.read_through(span)
+    client.close()
+
+
+def latency_note(result):
+    return f"p50 {result['p50']:.0f} us, p99 {result['p99']:.0f} us"
+
+
+def compare(report, section, label, results, bounds):
+    """Rows for every server, then weft against the best peer."""
+    for name, result in results.items():
+        report.add(section, f"{label}, {name}", result["iops"], "IOPS", note=latency_note(result))
+        goal = bounds.get("cpu") if name == "weft" else None
+        report.add(section, f"{label}, {name}: server CPU", result["cpu"], "us/IO", goal)
+    others = [result for name, result in results.items() if name != "weft"]
+    if not others:
+        return
+    best = max(result["iops"] for result in others)
+    ratio = results["weft"]["iops"] / best
+    report.add(section, f"{label}, IOPS of weft / best peer", ratio, "x", bounds.get("iops"))
+    lowest = min(result["p50"] for result in others)
+    ratio = results["weft"]["p50"] / lowest
+    report.add(section, f"{label}, p50 of weft / best peer", ratio, "x", bounds.get("p50"))
+    cheapest = min(result["cpu"] for result in others)
+    report.add(section, f"{label}, CPU of weft / best peer", results["weft"]["cpu"] / cheapest, "x")
+
+
+def own_load(server, depth, seconds, span, write=False):
+    """Our pipelined generator; its figures as a dictionary."""
+    command = [lab.NBD_LOAD, "--unix", server.socket, "--name", server.export, "--depth", str(depth),
+               "--seconds", str(seconds), "--span", str(span), "--poll", "--no-fill",
+               "--server-pid", str(server.pid)]
+    command += ["--write"] if write else []
+    text = subprocess.check_output(lab.pinned(lab.CLIENT_CPU, command)).decode()
+    found = re.match(r"([\d.]+) requests/s, ([\d.]+) us .*server ([\d.]+) % busy", text)
+    iops, cpu, busy = map(float, found.groups())
+    return {"iops": iops, "cpu": cpu, "busy": busy}
+
+
+def ram(report, settings):
+    """4 KiB random reads from RAM over a Unix socket."""
+    span = 256 * MIB
+    names = ["nbdkit", "qemu-nbd", "nbd-server"]
+    with lab.directory("/dev/shm") as data, contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(lab.Weft(data))]
+        servers += [stack.enter_context(peer) for peer in lab.peers(data, 2 * span, names)]
+        for server in servers:
+            fill(server, span)
+        for depth, bounds in [
+            (1, {"p50": ("<=", 1.0)}),
+            (32, {"iops": (">=", 1.0), "cpu": ("<=", 5.5)}),
+        ]:
+            cases = {
+                server.name: lambda server=server, depth=depth: lab.fio_nbd(
+                    server, "randread", depth, settings.seconds, span)
+                for server in servers
+            }
+            results = lab.interleave(cases, settings.rounds)
+            compare(report, "ram", f"4k read QD{depth}", results, bounds)
+        own = {server.name: server for server in servers if server.name in ("weft", "nbdkit")}
+        for depth in (32, 128):
+            # nbdkit aborts when a client leaves with requests under way, so it gets none deeper.
+            cases = {
+                f"weft QD{depth}": lambda depth=depth: own_load(
+                    own["weft"], depth, settings.seconds, span)
+            }
+            for name, result in lab.interleave(cases, settings.rounds).items():
+                per_core = result["iops"] / max(result["busy"] / 100, 0.01)
+                report.add("ram", f"own generator, {name}", result["iops"], "IOPS",
+                           note=f"server {result['busy']:.0f} % of its core")
+                report.add("ram", f"own generator, {name}: per busy core", per_core, "IOPS",
+                           (">=", 400_000))
+                report.add("ram", f"own generator, {name}: server CPU", result["cpu"], "us/IO")
+
+
+def write(report, settings):
+    """4 KiB random writes at depth 32, devices in RAM."""
+    span = 256 * MIB
+    with lab.directory("/dev/shm") as data, contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(lab.Weft(data))]
+        servers += [stack.enter_context(peer) for peer in lab.peers(data, 2 * span, ["nbdkit"])]
+        cases = {
+            server.name: lambda server=server: lab.fio_nbd(
+                server, "randwrite", 32, settings.seconds, span)
+            for server in servers
+        }
+        results = lab.interleave(cases, settings.rounds)
+        compare(report, "write", "4k write QD32", results, {"iops": (">=", 1.0)})
+        raw = lab.fio_nbd(servers[0], "randwrite", 32, settings.seconds, span, compressible=0)
+        report.add("write", "4k write QD32, weft, incompressible", raw["iops"], "IOPS",
+                   note=latency_note(raw))
+        report.add("write", "4k write QD32, weft, incompressible: server CPU", raw["cpu"], "us/IO")
+        own = lab.interleave(
+            {"weft": lambda: own_load(servers[0], 32, settings.seconds, span, write=True)}, 1)
+        report.add("write", "own generator QD32, weft", own["weft"]["iops"], "IOPS",
+                   note=f"{own['weft']['cpu']:.2f} us of server CPU each")
+
+
+def fio_dsync(data, jobs, depth, seconds):
+    """fio's own O_DIRECT + O_DSYNC random writes, every write durable."""
+    return lab.fio(data, [
+        "--ioengine=io_uring", "--direct=1", "--sync=dsync", "--rw=randwrite", "--bs=4k",
+        f"--iodepth={depth}", "--size=256m", f"--numjobs={jobs}", "--filename_format=fio.$jobnum",
+        "--buffer_compress_percentage=50", "--refill_buffers=0",
+    ], seconds)
+
+
+def durable(report, settings):
+    """4 KiB random writes, every acknowledgement durable, on the disk of `--disk`."""
+    span = 256 * MIB
+    with lab.directory(settings.disk) as data:
+        for number in range(3):
+            with open(f"{data}/fio.{number}", "wb") as file:
+                for _ in range(256):
+                    file.write(os.urandom(MIB))
+                os.fsync(file.fileno())
+        with lab.Weft(data) as weft:
+            fill(weft, span)
+            deep = lab.interleave({
+                "weft": lambda: lab.fio_nbd(weft, "randwrite", 32, settings.seconds, span),
+                "fio": lambda: fio_dsync(data, 1, 32, settings.seconds),
+            }, settings.rounds)
+            for name, result in deep.items():
+                report.add("durable", f"4k write QD32, {name}", result["iops"], "IOPS",
+                           note=latency_note(result))
+            report.add("durable", "4k write QD32, IOPS of weft / fio",
+                       deep["weft"]["iops"] / deep["fio"]["iops"], "x", (">=", 1.5))
+            shallow = lab.interleave({
+                "weft": lambda: lab.fio_nbd(weft, "randwrite", 1, settings.seconds, span),
+                "fio, 3 files at once": lambda: fio_dsync(data, 3, 1, settings.seconds),
+            }, settings.rounds)
+            for name, result in shallow.items():
+                report.add("durable", f"4k write QD1, {name}", result["p50"], "us p50",
+                           note=f"p99 {result['p99']:.0f} us")
+            report.add("durable", "4k write QD1, p50 of weft / fio",
+                       shallow["weft"]["p50"] / shallow["fio, 3 files at once"]["p50"], "x",
+                       ("<=", 1.3))
+
+
+def zstd_speed(path):
+    """MB/s of zstd's own benchmark at level -1 in pieces of 32 KiB, as weft compresses."""
+    command = ["zstd", "-b", "--fast=1", "-i2", "-B32768", path]
+    output = subprocess.run(lab.pinned(lab.SERVER_CPU, command), check=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout.decode()
+    ratio, speed = re.findall(r"\(x?([\d.]+)\),\s*([\d.]+) MB/s", output)[-1]
+    return {"MB/s": float(speed), "ratio": float(ratio)}
+
+
+def seq(report, settings):
+    """1 MiB sequential writes, one data-plane thread, devices in RAM."""
+    with lab.directory("/dev/shm") as data, lab.Weft(data) as weft:
+        pages = lab.table_pages(64 * MIB)
+        corpus = os.path.join(data, "corpus")
+        with open(corpus, "wb") as file:
+            file.write(pages)
+        view = memoryview(pages)
+        total = settings.seconds * 256 * MIB
+        os.sched_setaffinity(0, {int(lab.CLIENT_CPU)})
+
+        def run():
+            client = lab.NbdClient(weft)
+            before, started = weft.cpu_seconds(), time.monotonic()
+            client.write_all(
+                (at, view[at % len(pages):at % len(pages) + MIB]) for at in range(0, total, MIB))
+            elapsed, used = time.monotonic() - started, weft.cpu_seconds() - before
+            client.close()
+            return {"MB/s": total / elapsed / 1e6, "busy": used / elapsed * 100}
+
+        results = lab.interleave({"weft": run, "zstd": lambda: zstd_speed(corpus)}, settings.rounds)
+        os.sched_setaffinity(0, range(os.cpu_count()))
+        own, zstd = results["weft"], results["zstd"]
+        report.add("seq", "1 MiB sequential write, weft", own["MB/s"], "MB/s",
+                   note=f"all its threads {own['busy']:.0f} % of one core")
+        report.add("seq", "zstd -1 alone", zstd["MB/s"], "MB/s", note=f"ratio {zstd['ratio']:.2f}")
+        report.add("seq", "weft / zstd", own["MB/s"] / zstd["MB/s"] * 100, "%", (">=", 60))
+
+
+def write_pattern(weft, length):
+    """Writes `length` bytes that compress to almost nothing but are not zero."""
+    client = lab.NbdClient(weft)
+    client.write_all(
+        (offset, struct.pack(">Q", offset + 1) * (MIB // 8)) for offset in range(0, length, MIB))
+    client.close()
+
+
+def fill_journal(weft):
+    """Random writes until the journal is as full as it gets; returns the share of it in use."""
+    highest = 0.0
+    with subprocess.Popen(lab.pinned(lab.CLIENT_CPU, [
+            "fio", "--name=fill", "--ioengine=nbd", f"--uri={weft.uri()}", "--rw=randwrite",
+            "--bs=4k", "--iodepth=64", "--size=64m", "--time_based", "--runtime=120",
+            "--norandommap", "--buffer_compress_percentage=0", "--refill_buffers=0"]),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as load:
+        started = time.monotonic()
+        while time.monotonic() - started < 100:
+            pod = weft.cli("pod", "show")
+            used = pod["journal_used_bytes"] / pod["journal_bytes"]
+            highest = max(highest, used)
+            # A checkpoint begins at half of it.
+            if used >= 0.48:
+                break
+            time.sleep(0.02)
+        weft.kill()
+        load.terminate()
+    return used
+
+
+def restart_seconds(data, length, settings):
+    """Seconds from start to serving after `kill -9` with a full journal; medians."""
+    times, used = [], 0.0
+    weft = lab.Weft(data, device_size="4GiB")
+    try:
+        weft.wait_serving()
+        write_pattern(weft, length)
+        for _ in range(settings.rounds):
+            used = fill_journal(weft)
+            weft = lab.Weft(data, device_size="4GiB")
+            times.append(weft.wait_serving())
+            lab.say(f"{length // MIB} MiB: serving after {times[-1]:.2f} s, journal {used:.0%} full")
+    finally:
+        weft.kill()
+    return statistics.median(times), used
+
+
+def recovery(report, settings):
+    """Start to serving after `kill -9` with a full journal, and with 100 times the data."""
+    small = 10 * MIB if settings.quick else 64 * MIB
+    for label, length in (("small pod", small), ("100 times the data", 100 * small)):
+        with lab.directory(settings.disk) as data:
+            seconds, used = restart_seconds(data, length, settings)
+            report.add("recovery", f"start after kill -9, {label}", seconds, "s", ("<=", 2.0),
+                       f"{length // MIB} MiB, journal {used:.0%} full")
+
+
+def idle(report, settings):
+    """Processor time and memory of a node that does nothing."""
+    with lab.directory(settings.disk) as data, lab.Weft(data) as weft:
+        time.sleep(3)
+        resident = weft.resident_bytes()
+        before, seconds = weft.cpu_seconds(), 5 if settings.quick else 20
+        time.sleep(seconds)
+        used = (weft.cpu_seconds() - before) / seconds * 100
+        report.add("idle", f"CPU over {seconds} s", used, "%", ("<=", 1.0))
+        report.add("idle", "resident memory, one volume", resident / MIB, "MiB")
+        for number in range(100):
+            weft.cli("volume", "create", f"more{number}", "--size", "1GiB")
+        time.sleep(1)
+        grown = (weft.resident_bytes() - resident) / 100 / 1024
+        report.add("idle", "resident memory per further volume", grown, "KiB")
+
+
+SECTIONS = {
+    function.__name__: function for function in (ram, write, durable, seq, recovery, idle)
+}
