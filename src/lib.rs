@@ -14,16 +14,18 @@
 //! | [`pool`] | devices as erasure-coded segments |
 //! | [`cache`] | decoded chunks in RAM |
 //! | [`device`] | files, block devices, the simulated disk, fault filters |
-//! | [`format`] | bytes on disk |
+//! | [`mod@format`] | bytes on disk |
 //! | [`codec`] | compression, erasure code, checksums |
-//! | [`env`] | time, randomness, spawning |
+//! | [`mod@env`] | time, randomness, spawning |
 //! | [`observe`] | metrics and events |
+//! | [`canary`] | planted bugs, for testing the tests |
 //!
-//! To follow one write: `target/nbd/session.rs` → `volume/pod.rs` → `engine/write.rs` →
+//! To follow one write: `target/nbd/session.rs` → `volume/pod_volume.rs` → `engine/write.rs` →
 //! `engine/journal.rs` → `device/file.rs`. To follow one read: `target/nbd/session.rs` →
-//! `volume/pod.rs` → `engine/read.rs` → `pool/read.rs` → `device/file.rs`.
+//! `volume/pod_volume.rs` → `engine/read.rs` → `pool/read.rs` → `device/file.rs`.
 
 pub mod cache;
+pub mod canary;
 pub mod cli;
 pub mod codec;
 pub mod device;

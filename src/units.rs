@@ -1,7 +1,7 @@
 //! The integers of the system, each with a type of its own, and the only place that converts them.
 //!
 //! Everything is 64-bit and unsigned. A *block* is 4096 bytes and the unit of mapping; a *sector*
-//! is 512 bytes and the unit in which a [`Location`] counts how much to read.
+//! is 512 bytes and the unit in which a location counts how much to read.
 
 use std::fmt;
 

@@ -7,10 +7,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::env;
-use std::fs;
-use std::panic;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,41 +24,13 @@ use weft::volume::memory::MemoryVolume;
 
 #[path = "../fuzz/nbd_drivers.rs"]
 mod drivers;
+#[path = "../fuzz/seeded.rs"]
+mod seeded;
 
-const ITERATIONS: u64 = 20_000;
-
-fn setting(name: &str, default: u64) -> u64 {
-    env::var(name).map_or(default, |text| text.parse().expect("a number"))
-}
-
-/// splitmix64: every seed is a good one.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    fn index(&mut self, length: usize) -> usize {
-        usize::try_from(self.below(length.max(1) as u64)).unwrap()
-    }
-
-    fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.index(choices.len())]
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.next().to_le_bytes()[3]
-    }
-}
+use seeded::Random;
+use seeded::fuzz;
+use seeded::mutate;
+use seeded::seeds;
 
 fn text(bytes: &mut Vec<u8>, text: &str) {
     bytes.extend(u32::try_from(text.len()).unwrap().to_be_bytes());
@@ -157,63 +125,14 @@ fn transmission_conversation(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// Damages most conversations a little; leaves every fourth whole.
-fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
-    for _ in 0..random.below(4) {
-        if bytes.is_empty() {
-            return;
-        }
-        let at = random.index(bytes.len());
-        match random.below(6) {
-            0 => bytes[at] ^= 1 << random.below(8),
-            1 => bytes[at] = random.pick(&[0, 1, 0x7f, 0x80, 0xff]),
-            2 => bytes.truncate(at),
-            3 => bytes.insert(at, random.byte()),
-            4 => {
-                let end = bytes.len().min(at + random.index(64));
-                bytes.drain(at..end);
-            }
-            _ => {
-                let part = bytes[at..bytes.len().min(at + 40)].to_vec();
-                let to = random.index(bytes.len());
-                bytes.splice(to..to, part);
-            }
-        }
-    }
-}
-
-/// Runs the corpus of `name`, then mutated conversations.
-fn fuzz(name: &str, conversation: fn(&mut Random) -> Vec<u8>, driver: fn(&[u8])) {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
-    let mut files: Vec<_> = fs::read_dir(&corpus)
-        .expect("the corpus is part of the tree")
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    files.sort();
-    assert!(!files.is_empty());
-    for file in files {
-        driver(&fs::read(file).unwrap());
-    }
-    let first = setting("FUZZ_SEED", 1);
-    for seed in first..first + setting("FUZZ_ITERATIONS", ITERATIONS) {
-        let mut random = Random(seed);
-        let mut bytes = conversation(&mut random);
-        mutate(&mut random, &mut bytes);
-        if let Err(failure) = panic::catch_unwind(|| driver(&bytes)) {
-            eprintln!("{name}: rerun with FUZZ_SEED={seed} FUZZ_ITERATIONS=1");
-            panic::resume_unwind(failure);
-        }
-    }
-}
-
 #[test]
 fn handshake() {
-    fuzz("nbd_handshake", handshake_conversation, drivers::handshake);
+    fuzz("nbd_handshake", 1, handshake_conversation, drivers::handshake);
 }
 
 #[test]
 fn transmission() {
-    fuzz("nbd_transmission", transmission_conversation, drivers::transmission);
+    fuzz("nbd_transmission", 1, transmission_conversation, drivers::transmission);
 }
 
 /// The same conversations through sockets: whatever is sent, the session ends when the client does.
@@ -224,8 +143,7 @@ fn sessions_end_whatever_is_sent() {
         let volume = Arc::new(MemoryVolume::new("a", drivers::VOLUME_BYTES as u64));
         let directory = Arc::new(MemoryDirectory::new([volume as _]));
         let target = Arc::new(NbdTarget::new(directory, NbdOptions::default()));
-        let first = setting("FUZZ_SEED", 1);
-        for seed in first..first + setting("FUZZ_ITERATIONS", ITERATIONS) / 20 + 1 {
+        for seed in seeds(20) {
             let mut random = Random(seed);
             let mut bytes = handshake_conversation(&mut random);
             mutate(&mut random, &mut bytes);

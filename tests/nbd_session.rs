@@ -75,6 +75,15 @@ fn connect(target: &Arc<NbdTarget>) -> (Client<UnixStream>, JoinHandle<()>) {
     (Client { stream: ours }, session)
 }
 
+/// The same over TCP, where TLS is served.
+async fn connect_tcp(target: &Arc<NbdTarget>) -> (Client<TcpStream>, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (theirs, _) = listener.accept().await.unwrap();
+    let session = spawn_local(Arc::clone(target).serve(theirs));
+    (Client { stream: ours }, session)
+}
+
 async fn ended(session: JoinHandle<()>) {
     timeout(PATIENCE, session).await.expect("the session goes on").unwrap();
 }
@@ -590,7 +599,7 @@ fn sessions_run_inside_tls() {
         let pki = Pki::new("session");
         for (mode, verify) in [(TlsMode::Optional, false), (TlsMode::Required, true)] {
             let (target, _volume) = target(pki.options(mode, verify));
-            let (mut client, session) = connect(&target);
+            let (mut client, session) = connect_tcp(&target).await;
             client.greet().await;
             client.send_option(5, &[]).await;
             assert_eq!(client.reply().await, 1);
@@ -621,7 +630,7 @@ fn plain_text_after_starttls_drops() {
     run(async {
         let pki = Pki::new("injection");
         let (target, _volume) = target(pki.options(TlsMode::Optional, false));
-        let (mut client, session) = connect(&target);
+        let (mut client, session) = connect_tcp(&target).await;
         client.greet().await;
         let injected = [option_bytes(5, &[]), option_bytes(8, &[])].concat();
         client.stream.write_all(&injected).await.unwrap();
@@ -637,7 +646,7 @@ fn clients_without_a_certificate_are_refused_when_one_is_asked_for() {
     run(async {
         let pki = Pki::new("client");
         let (target, _volume) = target(pki.options(TlsMode::Required, true));
-        let (mut client, session) = connect(&target);
+        let (mut client, session) = connect_tcp(&target).await;
         client.greet().await;
         client.send_option(5, &[]).await;
         assert_eq!(client.reply().await, 1);
@@ -648,6 +657,19 @@ fn clients_without_a_certificate_are_refused_when_one_is_asked_for() {
         }
         ended(session).await;
         assert_eq!(target.counters().handshakes_failed.load(Ordering::Relaxed), 1);
+    });
+}
+
+#[test]
+fn unix_sockets_are_plain_whatever_tcp_requires() {
+    run(async {
+        let pki = Pki::new("unix");
+        let (target, _volume) = target(pki.options(TlsMode::Required, true));
+        let (mut client, session) = connect(&target);
+        client.attach().await;
+        client.request(DISC, 0, 0, 0).await;
+        assert!(client.closed().await);
+        ended(session).await;
     });
 }
 

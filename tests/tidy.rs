@@ -12,15 +12,22 @@ use std::path::Path;
 /// Who may use whom: a module of `src/` and every other `crate::` module it may name. Leaves first.
 const LAYERS: &[(&str, &[&str])] = &[
     ("units", &[]),
+    ("canary", &[]),
     ("error", &["units"]),
     ("env", &["error", "units"]),
     ("codec", &["error", "units"]),
     ("cache", &["units"]),
-    ("format", &["codec", "error", "units"]),
+    ("format", &["canary", "codec", "error", "units"]),
     ("device", &["env", "error", "units"]),
     ("observe", &["env", "error", "units"]),
-    ("pool", &["codec", "device", "env", "error", "format", "observe", "units"]),
-    ("engine", &["cache", "codec", "device", "env", "error", "format", "observe", "pool", "units"]),
+    ("pool", &["canary", "codec", "device", "env", "error", "format", "observe", "units"]),
+    (
+        "engine",
+        &[
+            "cache", "canary", "codec", "device", "env", "error", "format", "observe", "pool",
+            "units",
+        ],
+    ),
     (
         "volume",
         &["cache", "device", "engine", "env", "error", "format", "observe", "pool", "units"],

@@ -1,6 +1,7 @@
 //! The admin commands: one request to the node, one answer printed.
 
 use std::future::Future;
+use std::path::Path;
 
 use tokio::runtime;
 use weft_api::Client;
@@ -14,7 +15,7 @@ use weft_api::Volume;
 use super::Command;
 use super::DeviceCommand;
 use super::Format;
-use super::NodeArguments;
+use super::OutputArguments;
 use super::PodCommand;
 use super::VolumeCommand;
 use super::exit::FAILED;
@@ -25,48 +26,48 @@ use super::output::facts;
 use super::output::json;
 use crate::units::format_size;
 
-/// Runs one command.
-pub(super) fn run(command: Command) -> Result<(), Failure> {
+/// Runs one command against the node whose API socket is `socket`.
+pub(super) fn run(command: Command, socket: &Path) -> Result<(), Failure> {
     match command {
-        Command::Status(node) => {
-            let status = ask(&node, async |client| client.status().await)?;
-            show(&node, &status, status_text)
+        Command::Status(output) => {
+            let status = ask(socket, async |client| client.status().await)?;
+            show(&output, &status, status_text)
         }
-        Command::Pod(PodCommand::Show(node)) => {
-            let pod = ask(&node, async |client| client.pod().await)?;
-            show(&node, &pod, pod_text)
+        Command::Pod(PodCommand::Show(output)) => {
+            let pod = ask(socket, async |client| client.pod().await)?;
+            show(&output, &pod, pod_text)
         }
-        Command::Device(DeviceCommand::List(node)) => {
-            let devices = ask(&node, async |client| client.devices().await)?;
-            show(&node, &devices, |devices| device_table(devices))
+        Command::Device(DeviceCommand::List(output)) => {
+            let devices = ask(socket, async |client| client.devices().await)?;
+            show(&output, &devices, |devices| device_table(devices))
         }
-        Command::Volume(command) => volume(command),
+        Command::Volume(command) => volume(command, socket),
     }
 }
 
-fn volume(command: VolumeCommand) -> Result<(), Failure> {
+fn volume(command: VolumeCommand, socket: &Path) -> Result<(), Failure> {
     match command {
-        VolumeCommand::Create { name, size, block_size, read_only, node } => {
+        VolumeCommand::Create { name, size, block_size, read_only, output } => {
             let volume =
                 CreateVolume { name, size_bytes: size, logical_block_bytes: block_size, read_only };
-            let created = ask(&node, async |client| client.create_volume(&volume).await)?;
-            show(&node, &created, volume_text)
+            let created = ask(socket, async |client| client.create_volume(&volume).await)?;
+            show(&output, &created, volume_text)
         }
-        VolumeCommand::List(node) => {
-            let volumes = ask(&node, async |client| client.volumes().await)?;
-            show(&node, &volumes, |volumes| volume_table(volumes))
+        VolumeCommand::List(output) => {
+            let volumes = ask(socket, async |client| client.volumes().await)?;
+            show(&output, &volumes, |volumes| volume_table(volumes))
         }
-        VolumeCommand::Show { name, node } => {
-            let volume = ask(&node, async |client| client.volume(&name).await)?;
-            show(&node, &volume, volume_text)
+        VolumeCommand::Show { name, output } => {
+            let volume = ask(socket, async |client| client.volume(&name).await)?;
+            show(&output, &volume, volume_text)
         }
-        VolumeCommand::Resize { name, size, node } => {
-            let resized = ask(&node, async |client| client.resize_volume(&name, size).await)?;
-            show(&node, &resized, volume_text)
+        VolumeCommand::Resize { name, size, output } => {
+            let resized = ask(socket, async |client| client.resize_volume(&name, size).await)?;
+            show(&output, &resized, volume_text)
         }
-        VolumeCommand::Delete { name, node } => {
-            ask(&node, async |client| client.delete_volume(&name).await)?;
-            match node.output {
+        VolumeCommand::Delete { name, output } => {
+            ask(socket, async |client| client.delete_volume(&name).await)?;
+            match output.output {
                 Format::Table => output::print(&format!("volume {name} deleted\n")),
                 Format::Json => Ok(()),
             }
@@ -75,22 +76,22 @@ fn volume(command: VolumeCommand) -> Result<(), Failure> {
 }
 
 /// Asks the node, and waits for its answer.
-fn ask<T, F>(node: &NodeArguments, request: impl FnOnce(Client) -> F) -> Result<T, Failure>
+fn ask<T, F>(socket: &Path, request: impl FnOnce(Client) -> F) -> Result<T, Failure>
 where
     F: Future<Output = Result<T, ClientError>>,
 {
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime
         .map_err(|error| Failure { code: FAILED, message: format!("start a runtime: {error}") })?;
-    Ok(runtime.block_on(request(Client::new(&node.socket())))?)
+    Ok(runtime.block_on(request(Client::new(socket)))?)
 }
 
 fn show<T: serde::Serialize>(
-    node: &NodeArguments,
+    output: &OutputArguments,
     answer: &T,
     text: impl FnOnce(&T) -> String,
 ) -> Result<(), Failure> {
-    output::print(&match node.output {
+    output::print(&match output.output {
         Format::Table => text(answer),
         Format::Json => json(answer),
     })

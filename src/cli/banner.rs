@@ -11,7 +11,7 @@ use weft_api::percent_encode;
 use super::shell_word;
 use crate::units::format_size;
 
-/// The whole text. `tls` tells whether hosts can or must encrypt.
+/// The whole text. `tls` tells whether hosts can or must encrypt over TCP.
 pub(super) fn text(status: &NodeStatus, volumes: &[Volume], tls: bool) -> String {
     let pod = &status.pod;
     let mut text = format!(
@@ -69,7 +69,7 @@ fn lines_to_paste(listener: &Listener, volume: &str, tls: bool) -> String {
         }
         Err(_) => {
             let socket = percent_encode(&listener.address).replace("%2F", "/");
-            let uri = format!("'nbd{secure}+unix:///{export}?socket={socket}'");
+            let uri = format!("'nbd+unix:///{export}?socket={socket}'");
             (uri, format!("-unix {} /dev/nbd0", shell_word(Path::new(&listener.address))))
         }
     };
@@ -94,7 +94,9 @@ mod tests {
         let text = lines_to_paste(&listener("tcp", "0.0.0.0:10809"), "vol0", false);
         assert!(text.contains("nbdinfo nbd://127.0.0.1:10809/vol0\n"), "{text}");
         assert!(text.contains("nbd-client 127.0.0.1 10809 /dev/nbd0 -N vol0"), "{text}");
-        let text = lines_to_paste(&listener("unix", "/my dir/nbd.sock"), "vol0", false);
+        let text = lines_to_paste(&listener("tcp", "10.0.0.1:10809"), "vol0", true);
+        assert!(text.contains("nbdinfo nbds://10.0.0.1:10809/vol0\n"), "{text}");
+        let text = lines_to_paste(&listener("unix", "/my dir/nbd.sock"), "vol0", true);
         assert!(text.contains("'nbd+unix:///vol0?socket=/my%20dir/nbd.sock'"), "{text}");
         assert!(text.contains("-unix '/my dir/nbd.sock' /dev/nbd0"), "{text}");
     }

@@ -8,9 +8,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use clap::CommandFactory;
 use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
+use clap::error::ErrorKind;
 
 use crate::node::config::DATA_DIR_DEFAULT;
 use crate::node::config::DEFAULT_FILE;
@@ -33,20 +35,65 @@ Exit codes: 0 done, 1 failed, 2 wrong arguments, configuration or request, 3 no 
 /// Without a command it runs a node on a directory, which it creates at the first start: six
 /// sparse device files, 4 data + 2 parity, and a volume vol0 of 8 GiB.
 #[derive(Debug, Parser)]
-#[command(name = "weft", version, after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
+#[command(name = "weft", version, after_help = EXIT_CODES)]
 struct Arguments {
+    #[command(flatten)]
+    place: Place,
     #[command(flatten)]
     serve: ServeArguments,
     #[command(subcommand)]
     command: Option<Command>,
 }
 
+impl Arguments {
+    /// Refuses options of the one use with the other, which clap cannot say.
+    fn checked(self) -> Result<Self, clap::Error> {
+        let serve = &self.serve;
+        let to_serve = [
+            (serve.nbd.is_some(), "--nbd"),
+            (serve.config.is_some(), "--config"),
+            (serve.log.is_some(), "--log"),
+            (serve.print_config, "--print-config"),
+            (serve.replace_missing, "--replace-missing"),
+        ];
+        let refuse =
+            |reason: String| Err(Self::command().error(ErrorKind::ArgumentConflict, reason));
+        if self.command.is_none() && self.place.api.is_some() {
+            return refuse(
+                "--api goes with a command; a node takes api.socket from its configuration"
+                    .to_owned(),
+            );
+        }
+        match to_serve.iter().find(|(given, _)| *given) {
+            Some((_, option)) if self.command.is_some() => {
+                refuse(format!("{option} is for running a node and goes with no command"))
+            }
+            _ => Ok(self),
+        }
+    }
+}
+
+/// Which node. Before a command and after it alike.
+#[derive(Debug, Args)]
+struct Place {
+    /// The node's directory [default: ./weft-data]
+    #[arg(long, global = true, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// The node's API socket, for commands [default: DIR/weft.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    api: Option<PathBuf>,
+}
+
+impl Place {
+    fn socket(&self) -> PathBuf {
+        let data = self.data.as_deref().unwrap_or(Path::new(DATA_DIR_DEFAULT));
+        self.api.clone().unwrap_or_else(|| data.join("weft.sock"))
+    }
+}
+
 /// How to run a node.
 #[derive(Debug, Args)]
 struct ServeArguments {
-    /// The node's directory [default: ./weft-data]
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
     /// Listen for NBD on this TCP address, and on no other [default: 127.0.0.1:10809]
     #[arg(long, value_name = "ADDRESS:PORT")]
     nbd: Option<SocketAddr>,
@@ -56,6 +103,10 @@ struct ServeArguments {
     /// error, warn, info, debug, trace, or by module: info,weft::target=debug
     #[arg(long, value_name = "LEVEL")]
     log: Option<String>,
+    /// Let blank devices take the places of missing ones (files of the data directory are made
+    /// anew); what was lost is made again from the others while the node serves
+    #[arg(long)]
+    replace_missing: bool,
     /// Print every configuration key with its default and meaning, and exit
     #[arg(long)]
     print_config: bool,
@@ -66,7 +117,7 @@ struct ServeArguments {
 enum Command {
     /// Show the node, its pod and where it listens
     #[command(after_help = EXIT_CODES)]
-    Status(NodeArguments),
+    Status(OutputArguments),
     /// The pod: devices, space and redundancy as a whole
     #[command(subcommand, after_help = EXIT_CODES)]
     Pod(PodCommand),
@@ -78,24 +129,12 @@ enum Command {
     Volume(VolumeCommand),
 }
 
-/// Which node, and how to print.
+/// How to print.
 #[derive(Debug, Args)]
-struct NodeArguments {
-    /// The node's directory, to find its API socket in
-    #[arg(long, value_name = "DIR", default_value = DATA_DIR_DEFAULT)]
-    data: PathBuf,
-    /// The node's API socket [default: DIR/weft.sock]
-    #[arg(long, value_name = "PATH")]
-    api: Option<PathBuf>,
+struct OutputArguments {
     /// Table for people, or JSON as the API answers it
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
-}
-
-impl NodeArguments {
-    fn socket(&self) -> PathBuf {
-        self.api.clone().unwrap_or_else(|| self.data.join("weft.sock"))
-    }
 }
 
 /// How answers are printed.
@@ -108,13 +147,13 @@ enum Format {
 #[derive(Debug, Subcommand)]
 enum PodCommand {
     /// Show the pod
-    Show(NodeArguments),
+    Show(OutputArguments),
 }
 
 #[derive(Debug, Subcommand)]
 enum DeviceCommand {
     /// List the devices with their state and counters
-    List(NodeArguments),
+    List(OutputArguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -133,16 +172,16 @@ enum VolumeCommand {
         #[arg(long)]
         read_only: bool,
         #[command(flatten)]
-        node: NodeArguments,
+        output: OutputArguments,
     },
     /// List all volumes
-    List(NodeArguments),
+    List(OutputArguments),
     /// Show one volume
     Show {
         /// Its name
         name: String,
         #[command(flatten)]
-        node: NodeArguments,
+        output: OutputArguments,
     },
     /// Make a volume larger; making it smaller is refused
     Resize {
@@ -152,14 +191,14 @@ enum VolumeCommand {
         #[arg(long, value_parser = units::parse_size)]
         size: u64,
         #[command(flatten)]
-        node: NodeArguments,
+        output: OutputArguments,
     },
     /// Delete a volume and all its data, at once and for ever
     Delete {
         /// Its name
         name: String,
         #[command(flatten)]
-        node: NodeArguments,
+        output: OutputArguments,
     },
 }
 
@@ -174,7 +213,8 @@ fn block_size(text: &str) -> Result<u32, String> {
 /// Runs the program with these arguments, the first being its name.
 #[must_use]
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let arguments = match Arguments::try_parse_from(arguments) {
+    let parsed = Arguments::try_parse_from(arguments).and_then(Arguments::checked);
+    let arguments = match parsed {
         Ok(arguments) => arguments,
         Err(error) => {
             // Standard output or error being closed changes nothing.
@@ -183,9 +223,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let done = match arguments.command {
-        Some(command) => admin::run(command),
+        Some(command) => admin::run(command, &arguments.place.socket()),
         None if arguments.serve.print_config => output::print(DEFAULT_FILE),
-        None => serve::run(arguments.serve),
+        None => serve::run(arguments.place.data, arguments.serve),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -208,13 +248,50 @@ fn shell_word(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_arguments_are_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    fn parsed(line: &str) -> Result<Arguments, clap::Error> {
+        let words = std::iter::once("weft").chain(line.split_whitespace());
+        Arguments::try_parse_from(words).and_then(Arguments::checked)
+    }
+
+    #[test]
+    fn the_node_is_named_before_or_after_the_command() {
+        for line in [
+            "--data /d volume create a --size 1GiB",
+            "volume --data /d create a --size 1GiB",
+            "volume create a --size 1GiB --data /d",
+            "--data /other status --data /d",
+            "--api /d/weft.sock pod show",
+            "pod show --api /d/weft.sock",
+        ] {
+            let arguments = parsed(line).expect(line);
+            assert_eq!(arguments.place.socket(), Path::new("/d/weft.sock"), "{line}");
+        }
+        let arguments = parsed("--data /d --nbd 127.0.0.1:0").expect("a node");
+        assert_eq!(arguments.place.data.as_deref(), Some(Path::new("/d")));
+        let arguments = parsed("status").expect("the default");
+        assert_eq!(arguments.place.socket(), Path::new("./weft-data/weft.sock"));
+    }
+
+    #[test]
+    fn options_of_a_node_and_of_a_command_do_not_mix() {
+        for line in [
+            "--nbd 127.0.0.1:0 status",
+            "--config weft.toml volume list",
+            "--log debug status",
+            "--print-config status",
+            "--replace-missing status",
+            "--api /d/weft.sock",
+        ] {
+            let error = parsed(line).expect_err(line);
+            assert_eq!(error.kind(), ErrorKind::ArgumentConflict, "{line}");
+        }
     }
 
     #[test]

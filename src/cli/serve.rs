@@ -1,5 +1,7 @@
 //! `weft` without a command: start the node, say what it serves, stop it when told to.
 
+use std::path::PathBuf;
+
 use tokio::runtime;
 use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
@@ -20,9 +22,13 @@ use crate::node::start_log;
 const STOPPED_HARD: i32 = 130;
 
 /// Runs a node until it is told to stop.
-pub(super) fn run(arguments: ServeArguments) -> Result<(), Failure> {
-    let overrides =
-        Overrides { data_dir: arguments.data, nbd: arguments.nbd, log_level: arguments.log };
+pub(super) fn run(data_dir: Option<PathBuf>, arguments: ServeArguments) -> Result<(), Failure> {
+    let overrides = Overrides {
+        data_dir,
+        nbd: arguments.nbd,
+        log_level: arguments.log,
+        replace_missing: arguments.replace_missing,
+    };
     let config = Config::load(arguments.config.as_deref(), overrides)?;
     start_log(&config.log)?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build();

@@ -83,6 +83,10 @@ impl Device for DelayDevice {
     fn discard(&self, offset: u64, length: u64) -> LocalBoxFuture<Result<()>> {
         self.late(self.inner.discard(offset, length))
     }
+
+    fn lost(&self) -> Option<&'static str> {
+        self.inner.lost()
+    }
 }
 
 #[cfg(test)]

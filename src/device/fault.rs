@@ -186,6 +186,10 @@ impl Device for FaultDevice {
     fn discard(&self, offset: u64, length: u64) -> LocalBoxFuture<Result<()>> {
         self.pass(Operation::Discard, offset, move |inner| inner.discard(offset, length))
     }
+
+    fn lost(&self) -> Option<&'static str> {
+        self.inner.lost()
+    }
 }
 
 #[cfg(test)]

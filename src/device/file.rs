@@ -50,7 +50,7 @@ pub enum OpenMode {
 
 /// A file or a block device.
 ///
-/// All I/O must be started inside a tokio `LocalSet` of a runtime with I/O enabled.
+/// All I/O must be started inside a tokio `LocalSet` of a runtime with I/O and time enabled.
 pub struct FileDevice {
     name: Arc<str>,
     file: Arc<OwnedFd>,
@@ -134,13 +134,6 @@ impl FileDevice {
     #[must_use]
     pub fn direct(&self) -> bool {
         self.direct
-    }
-
-    /// Whether the file still has a name. One that was deleted takes I/O as before, but all of it
-    /// is gone once it is closed. Costs a system call.
-    #[must_use]
-    pub fn still_there(&self) -> bool {
-        rustix::fs::fstat(&self.file).is_ok_and(|stat| stat.st_nlink > 0)
     }
 
     fn run<T: 'static>(
@@ -231,6 +224,21 @@ impl Device for FileDevice {
                 _ => Err(error),
             })
         })
+    }
+    /// A deleted file takes I/O as before, but all of it is gone once the file is closed.
+    fn lost(&self) -> Option<&'static str> {
+        let Ok(stat) = rustix::fs::fstat(&self.file) else {
+            return Some("its file cannot be looked at any more");
+        };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return None;
+        }
+        let length = u64::try_from(stat.st_size).unwrap_or(0);
+        match (stat.st_nlink, length) {
+            (0, _) => Some("the file was deleted"),
+            (_, length) if length < self.len_bytes => Some("the file was truncated"),
+            _ => None,
+        }
     }
 }
 

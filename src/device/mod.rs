@@ -1,7 +1,7 @@
 //! Devices: what a pod is made of.
 //!
 //! [`Device`] is the seam between the engine and anything that stores sectors: local files and
-//! block devices ([`file`], io_uring), the simulator's disks ([`sim`]), later remote NBD and NVMe
+//! block devices ([`mod@file`], io_uring), the simulator's disks ([`sim`]), later remote NBD and NVMe
 //! namespaces. Behaviour such as fault injection is added by wrapping ([`fault`], [`delay`],
 //! [`sticky`]).
 
@@ -69,6 +69,12 @@ pub trait Device: Send + Sync {
     fn flush(&self) -> LocalBoxFuture<Result<()>>;
     /// Hints that the range's contents are no longer needed; it may read as anything after.
     fn discard(&self, offset: u64, length: u64) -> LocalBoxFuture<Result<()>>;
+    /// Why the device is lost although its I/O may still succeed, if it is: such as a file that was
+    /// deleted and ends with its last descriptor. Cheap, without I/O; meant to be asked every few
+    /// seconds.
+    fn lost(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// How a device is passed around.

@@ -106,6 +106,10 @@ impl Device for StickyDevice {
     fn discard(&self, offset: u64, length: u64) -> LocalBoxFuture<Result<()>> {
         self.guard(false, || self.inner.discard(offset, length))
     }
+
+    fn lost(&self) -> Option<&'static str> {
+        self.inner.lost()
+    }
 }
 
 #[cfg(test)]

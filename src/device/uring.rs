@@ -23,11 +23,13 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 use std::task::Waker;
+use std::time::Duration;
 
 use bytes::Bytes;
 use io_uring::IoUring;
@@ -40,6 +42,7 @@ use rustix::io::ReadWriteFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
+use tokio::time::Sleep;
 
 use crate::device::AlignedBuf;
 use crate::units::bytes_u64;
@@ -51,6 +54,10 @@ const IN_FLIGHT_MAX: u32 = 256;
 /// How often an I/O may be interrupted, or refused for want of memory, before that is its error.
 /// Arbitrary: the kernel retries by itself, so one refusal is rare already.
 const REFUSALS_MAX: u32 = 64;
+
+/// How long to leave a kernel alone that had no memory for an I/O. Arbitrary: short against the
+/// time-out of an I/O, long against a system call.
+const RETRY_AFTER: Duration = Duration::from_millis(1);
 
 /// What to do with a file.
 pub(super) enum Work {
@@ -74,7 +81,7 @@ pub(super) type Outcome = io::Result<Option<AlignedBuf>>;
 /// without a value only if the thread ends.
 ///
 /// # Panics
-/// Outside a tokio `LocalSet`.
+/// Outside a tokio `LocalSet` of a runtime with I/O and time enabled.
 pub(super) fn start(
     file: Arc<OwnedFd>,
     offset: u64,
@@ -184,22 +191,28 @@ impl Ring {
 
     /// Submits what is queued, then completes what is done; until neither is left.
     ///
-    /// Says false if the kernel had no memory to take all of it: try again later.
+    /// Says false if the kernel had no memory to take all of it: try again after [`RETRY_AFTER`].
     fn turn(&mut self) -> io::Result<bool> {
         loop {
-            self.fill_queue();
-            let queue = self.uring.submission();
-            let enter = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
-            drop(queue);
-            let entered = !enter || self.enter(0)?;
-            let reaped = self.reap();
-            if !entered && !reaped {
-                return Ok(false);
-            }
-            if !enter && !reaped {
-                return Ok(true);
+            match self.pass()?.next() {
+                Next::Again => {}
+                Next::Sleep => return Ok(true),
+                Next::Later => return Ok(false),
             }
         }
+    }
+
+    /// Enters the kernel once if there is reason to, and reaps.
+    fn pass(&mut self) -> io::Result<Pass> {
+        self.fill_queue();
+        let queue = self.uring.submission();
+        let queued = queue.len();
+        let enter = queued > 0 || queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        let refused = enter && !self.enter(0)?;
+        let left = self.uring.submission().len();
+        let submitted = queued - left;
+        Ok(Pass { submitted, left, refused, reaped: self.reap() })
     }
 
     /// Enters the kernel; false if it refuses until there is more memory or a completion is reaped.
@@ -251,6 +264,46 @@ impl Drop for Ring {
                 std::process::abort();
             }
             self.reap();
+        }
+    }
+}
+
+/// What one pass of [`Ring::turn`] achieved.
+#[derive(Clone, Copy, Debug)]
+struct Pass {
+    /// Entries the kernel took.
+    submitted: usize,
+    /// Entries it did not take.
+    left: usize,
+    /// Whether it wants us to come again later.
+    refused: bool,
+    /// Whether anything was completed.
+    reaped: bool,
+}
+
+/// What follows a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// Another pass.
+    Again,
+    /// Sleep until a signal of the eventfd or another I/O.
+    Sleep,
+    /// Another pass after [`RETRY_AFTER`]: no signal will come for what the kernel did not take.
+    Later,
+}
+
+impl Pass {
+    /// Only progress is worth another pass. The kernel's flags are not: it sets TASKRUN after it
+    /// queued the work, so if we run the work in between, the flag stays set over an empty list
+    /// until the next I/O completes. Nothing is missed by sleeping over a set flag, as work added
+    /// to an empty list signals the eventfd.
+    fn next(self) -> Next {
+        if self.submitted > 0 || self.reaped {
+            Next::Again
+        } else if self.left > 0 || self.refused {
+            Next::Later
+        } else {
+            Next::Sleep
         }
     }
 }
@@ -341,7 +394,7 @@ fn ensure_reaper(ring: &Rc<RefCell<Ring>>) -> io::Result<()> {
     let eventfd = eventfd.map_err(|error| error.into_parts().1)?;
     state.reaped = true;
     drop(state);
-    let reaper = Reaper { ring: ring.clone(), eventfd };
+    let mut reaper = Reaper { ring: ring.clone(), eventfd, retry: None };
     tokio::task::spawn_local(std::future::poll_fn(move |context| reaper.poll(context)));
     Ok(())
 }
@@ -349,10 +402,12 @@ fn ensure_reaper(ring: &Rc<RefCell<Ring>>) -> io::Result<()> {
 struct Reaper {
     ring: Rc<RefCell<Ring>>,
     eventfd: AsyncFd<OwnedFd>,
+    /// Runs while the kernel has refused an entry.
+    retry: Option<Pin<Box<Sleep>>>,
 }
 
 impl Reaper {
-    fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
             // Readiness is edge-triggered: every signal of the kernel is a new edge, so the
             // counter need not be read. It is cleared before the look, or a signal could be lost.
@@ -368,16 +423,26 @@ impl Reaper {
             };
             let mut ring = self.ring.borrow_mut();
             let settled = ring.turn().expect("a ring that was set up can be entered");
-            if !settled {
-                context.waker().wake_by_ref();
-                return Poll::Pending;
+            if settled {
+                self.retry = None;
             }
-            if !signalled {
+            let due = !settled && retry_due(&mut self.retry, context);
+            if !signalled && !due {
                 ring.reaper = Some(context.waker().clone());
                 return Poll::Pending;
             }
         }
     }
+}
+
+/// Starts the timer or asks it; once it has rung it is gone.
+fn retry_due(timer: &mut Option<Pin<Box<Sleep>>>, context: &mut Context<'_>) -> bool {
+    let sleep = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(RETRY_AFTER)));
+    let due = sleep.as_mut().poll(context).is_ready();
+    if due {
+        *timer = None;
+    }
+    due
 }
 
 impl Drop for Reaper {
@@ -387,5 +452,37 @@ impl Drop for Reaper {
             ring.reaped = false;
             ring.reaper = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOTHING: Pass = Pass { submitted: 0, left: 0, refused: false, reaped: false };
+
+    #[test]
+    fn only_progress_is_worth_another_pass() {
+        // Entered for a TASKRUN flag with no work behind it: it stays set however often we enter.
+        assert_eq!(NOTHING.next(), Next::Sleep);
+        for progress in [Pass { submitted: 1, ..NOTHING }, Pass { reaped: true, ..NOTHING }] {
+            assert_eq!(progress.next(), Next::Again);
+            // What completed may have been what the kernel wanted room for.
+            assert_eq!(Pass { refused: true, left: 3, ..progress }.next(), Next::Again);
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_did_not_take_is_tried_later() {
+        assert_eq!(Pass { left: 1, ..NOTHING }.next(), Next::Later);
+        assert_eq!(Pass { refused: true, ..NOTHING }.next(), Next::Later);
+    }
+
+    #[test]
+    fn an_idle_ring_settles_without_entering() {
+        let mut ring = Ring::new().expect("ring");
+        assert!(ring.turn().expect("turn"));
+        let pass = ring.pass().expect("pass");
+        assert!(!pass.reaped && !pass.refused && pass.submitted == 0 && pass.left == 0);
     }
 }

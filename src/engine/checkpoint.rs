@@ -17,6 +17,8 @@ use super::mapper::LogItem;
 use super::mapper::Mapper;
 use super::mapper::Stream;
 use super::record::compressed;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::error::Result;
 use crate::format::location::Location;
 use crate::format::node::MAP_LEVELS;
@@ -28,6 +30,7 @@ use crate::format::node::encode_node;
 use crate::format::record::RecordKind;
 use crate::format::root::CheckpointRoot;
 use crate::format::table::encode_page;
+use crate::pool::table::Segment;
 use crate::units::BranchId;
 use crate::units::Lba;
 use crate::units::Lsn;
@@ -63,7 +66,7 @@ impl Mapper {
     /// # Errors
     /// Nothing is freed and the tail stays where it is; it can be tried again.
     pub(super) async fn write_checkpoint(&mut self) -> Result<()> {
-        let cut = self.engine.journal.durable_lsn();
+        let cut = self.engine.journal.visible_lsn();
         self.drain_to(cut).await?;
         self.checkpoint_mapped().await
     }
@@ -72,6 +75,9 @@ impl Mapper {
     /// are in the journal and replaying them gives the same map.
     pub(super) async fn checkpoint_mapped(&mut self) -> Result<()> {
         let engine = Arc::clone(&self.engine);
+        if planted(Bug::CutTooHigh) {
+            self.mapped = engine.journal.visible_lsn();
+        }
         let cut = self.mapped;
         let (tail_position, tail_lsn, tail_previous) = engine.journal.tail_after(cut);
         for layer in engine.layers() {
@@ -81,11 +87,17 @@ impl Mapper {
         self.choose_metadata_to_move();
         engine.pool.table.lock().retire_empty();
         let retired = engine.pool.table.lock().retired();
+        if planted(Bug::FreedBeforeCheckpoint) {
+            engine.pool.table.lock().free_retired(retired);
+        }
         self.write_table().await?;
         let root = self.write_root(cut).await?;
         let id_limit = engine.pool.table.lock().next_id() + ID_GRANT;
         let number = self.checkpoint.number;
         let places = engine.places_of(root);
+        if planted(Bug::TailBeforeSuperblock) {
+            engine.journal.advance_tail(tail_position);
+        }
         engine
             .pool
             .commit_superblock(|superblock| {
@@ -107,7 +119,12 @@ impl Mapper {
         engine.pool.members.iter().for_each(|member| member.may_have_room());
         engine.checkpoints.fetch_add(1, Ordering::Relaxed);
         self.changed = false;
-        self.exhausted = false;
+        let (live_bytes, left_empty) = {
+            let table = engine.pool.table.lock();
+            (table.live_bytes(), table.empty_segments())
+        };
+        self.exhausted &= live_bytes >= self.exhausted_at_bytes;
+        self.left_empty = left_empty;
         self.last_checkpoint = engine.env.now();
         Ok(())
     }
@@ -198,12 +215,14 @@ impl Mapper {
             .iter()
             .filter(|s| s.entry.metadata && !s.open && s.entry.live_blocks > 0)
             .collect();
-        if closed.len() <= METADATA_SEGMENTS_SPARE {
-            return;
-        }
-        let Some(victim) =
-            closed.iter().min_by_key(|s| (s.entry.live_blocks, s.entry.id)).map(|s| s.entry.id)
-        else {
+        let usable = self.usable_devices();
+        let strips = |segment: &&Segment| segment.strips_in_service(&usable);
+        let wanted = usable.iter().filter(|usable| **usable).count();
+        let wanted = wanted.min(self.engine.pool.geometry.strips());
+        let weak = closed.iter().copied().find(|segment| strips(segment) < wanted);
+        let emptiest = closed.iter().copied().min_by_key(|s| (s.entry.live_blocks, s.entry.id));
+        let crowded = closed.len() > METADATA_SEGMENTS_SPARE;
+        let Some(victim) = weak.or(emptiest.filter(|_| crowded)).map(|s| s.entry.id) else {
             return;
         };
         let lies_there = |location: &Location| {
@@ -274,7 +293,7 @@ impl Mapper {
         let number = self.checkpoint.number + 1;
         loop {
             let segment = self.next_segment(Stream::Metadata)?;
-            self.engine.pool.table.lock().add_live(segment, 1, 1);
+            self.engine.pool.table.lock().add_live(segment, 1);
             let root = CheckpointRoot {
                 checkpoint: number,
                 cut,
@@ -323,7 +342,7 @@ impl Engine {
             table.remove_live(address.segment, 1);
         }
         if let Some(address) = space.address(new) {
-            table.add_live(address.segment, 1, 1);
+            table.add_live(address.segment, 1);
         }
     }
 }

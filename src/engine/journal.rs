@@ -33,6 +33,8 @@ use super::layer::Layer;
 use super::range_lock::RangeGuard;
 use super::record::BufferedRecord;
 use super::space::Promise;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::codec::checksum::crc64;
 use crate::device::AlignedBuf;
 use crate::device::Durability;
@@ -120,7 +122,11 @@ pub(super) struct JournalStart {
 
 struct State {
     next_lsn: Lsn,
+    /// Entries up to here are durable.
     durable_lsn: Lsn,
+    /// Entries up to here are in the index and queued for the mapper too: what a checkpoint may
+    /// cover. Follows `durable_lsn`.
+    visible_lsn: Lsn,
     tail: u64,
     head: u64,
     /// Header checksum of the batch before `head`.
@@ -156,6 +162,7 @@ impl Journal {
             state: Mutex::new(State {
                 next_lsn: start.next_lsn,
                 durable_lsn: Lsn(start.next_lsn.0 - 1),
+                visible_lsn: Lsn(start.next_lsn.0 - 1),
                 tail: start.tail,
                 head: start.head,
                 previous: start.previous,
@@ -181,9 +188,9 @@ impl Journal {
         state.head - state.tail + state.open_bytes
     }
 
-    /// Every entry up to here is durable and visible.
-    pub(super) fn durable_lsn(&self) -> Lsn {
-        self.state.lock().durable_lsn
+    /// Every entry up to here is durable, visible and was queued for the mapper.
+    pub(super) fn visible_lsn(&self) -> Lsn {
+        self.state.lock().visible_lsn
     }
 
     /// Why nothing is accepted any more, if so.
@@ -335,6 +342,9 @@ impl Engine {
         while let Some(batch) = self.seal() {
             let engine = Arc::clone(self);
             self.env.spawn(Box::pin(async move {
+                if planted(Bug::AckedAtSubmit) {
+                    engine.batch_finished(batch.number, Ok(()));
+                }
                 let result = engine.replicate(batch.position, batch.bytes).await;
                 engine.batch_finished(batch.number, result);
             }));
@@ -387,7 +397,7 @@ impl Engine {
 
     /// Writes the same bytes to m+1 devices, trying others where one fails or is late.
     async fn replicate(self: &Arc<Self>, position: u64, bytes: Bytes) -> Result<()> {
-        let needed = self.pool.geometry.journal_copies();
+        let needed = self.pool.geometry.journal_copies() - usize::from(planted(Bug::AckedOnTooFew));
         let mut copies = Copies {
             engine: Arc::clone(self),
             position,
@@ -457,6 +467,7 @@ impl Engine {
             };
             for entry in ready {
                 self.make_visible(&entry.records);
+                self.journal.state.lock().visible_lsn = entry.lsn;
                 drop(entry.hold);
                 let _ = entry.done.send(Ok(entry.lsn));
             }
@@ -499,7 +510,12 @@ impl Copies {
             }
             let offset = JOURNAL_OFFSET + position % engine.journal.ring;
             let member = &engine.pool.members[device];
-            (device, member.write(offset, bytes, Durability::Durable).await)
+            let durability = if planted(Bug::JournalNotDurable) {
+                Durability::Volatile
+            } else {
+                Durability::Durable
+            };
+            (device, member.write(offset, bytes, durability).await)
         }));
     }
 

@@ -13,6 +13,8 @@ use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::format::location::Location;
 use crate::format::node::MAP_LEVELS;
 use crate::format::node::NODE_ENTRIES;
@@ -231,8 +233,9 @@ impl Map {
             let level = u8::try_from(level).expect("four levels");
             let (dirty, fresh) = (&self.dirty, &self.fresh);
             nodes.retain(|index, node| {
-                let pinned = dirty.contains(&NodeKey { level, index: *index })
-                    || (level == 0 && fresh.contains(index));
+                let dirty = dirty.contains(&NodeKey { level, index: *index })
+                    && !planted(Bug::DirtyNodeEvicted);
+                let pinned = dirty || (level == 0 && fresh.contains(index));
                 let keep = pinned || node.used.take();
                 dropped += usize::from(!keep);
                 keep

@@ -17,6 +17,8 @@ use super::Engine;
 use super::layer::Layer;
 use super::map::Load;
 use super::record::BufferedRecord;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::env::timeout;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -83,8 +85,20 @@ pub(super) struct Mapper {
     pub(super) changed: bool,
     pub(super) last_checkpoint: Duration,
     pub(super) checkpoint: super::checkpoint::CheckpointState,
-    /// No victim was worth reclaiming when last looked.
+    /// Reclaim gained nothing when last tried.
     pub(super) exhausted: bool,
+    /// Devices for which every segment was found to have all the strips it can have.
+    pub(super) settled_on: Option<Vec<bool>>,
+    /// The last turn moved a segment to get its redundancy back: there may be more.
+    evacuating: bool,
+    /// Live bytes when it did: with fewer it is worth another try.
+    pub(super) exhausted_at_bytes: u64,
+    /// Reclaims in a row that gained no segment.
+    pub(super) fruitless: u32,
+    /// Segments opened for what hosts wrote.
+    pub(super) host_segments: u64,
+    /// Segments that the last checkpoint itself left empty: what it wrote replaced them.
+    pub(super) left_empty: usize,
 }
 
 impl Mapper {
@@ -102,6 +116,12 @@ impl Mapper {
             last_checkpoint,
             checkpoint,
             exhausted: false,
+            settled_on: None,
+            evacuating: false,
+            exhausted_at_bytes: 0,
+            fruitless: 0,
+            host_segments: 0,
+            left_empty: 0,
         }
     }
 
@@ -109,12 +129,18 @@ impl Mapper {
     pub(super) async fn run(mut self) {
         let engine = Arc::clone(&self.engine);
         while !engine.stopping.load(Ordering::Acquire) {
-            if !self.has_work() {
+            if !self.has_work() && !self.evacuating {
                 let _ = timeout(&engine.env, TICK, engine.wake.notified()).await;
             }
             if let Err(error) = self.work().await {
                 self.report(&error);
+                // Without room here the door must say so, rather than let writers wait.
+                if error.kind() == ErrorKind::NoSpace {
+                    self.give_up_reclaim();
+                }
+                self.publish_space();
                 self.engine.env.sleep(RETRY_AFTER).await;
+                self.engine.pool.members.iter().for_each(|member| member.may_have_room());
             }
             self.publish_space();
         }
@@ -150,8 +176,17 @@ impl Mapper {
         self.clear_dropped_layers().await?;
         if self.wants_reclaim() {
             self.reclaim().await?;
+        } else if !self.has_work() {
+            self.evacuating = false;
+            self.evacuating = self.evacuate_one().await?;
         }
         Ok(())
+    }
+
+    /// Devices that new strips may be put on.
+    pub(super) fn usable_devices(&self) -> Vec<bool> {
+        let members = &self.engine.pool.members;
+        members.iter().map(|member| member.in_service() && !member.is_full()).collect()
     }
 
     fn wants_drain(&self) -> bool {
@@ -168,7 +203,7 @@ impl Mapper {
         engine.journal.used_bytes() > ring / 2
             || self.dirty_nodes() > engine.dirty_nodes_max / 2
             || (overdue && idle_for >= CHECKPOINT_INTERVAL)
-            || (engine.space.is_short() && engine.pool.table.lock().empty_segments() > 0)
+            || (engine.space.is_short() && self.has_empty_segments())
             || engine.pool.table.lock().ids_exhausted()
     }
 
@@ -187,9 +222,11 @@ impl Mapper {
 
     /// Moves the oldest entries of the buffer to segments and maps.
     pub(super) async fn write_group(&mut self) -> Result<()> {
+        // Asked before the queue is looked at: what becomes visible in between is not mapped.
+        let visible = self.engine.journal.visible_lsn();
         let group = self.peek_group();
         let Some(last) = group.last().map(|record| record.header.lsn) else {
-            self.mapped = self.mapped.max(self.engine.journal.durable_lsn());
+            self.mapped = self.mapped.max(visible);
             return Ok(());
         };
         self.changed = true;
@@ -199,13 +236,17 @@ impl Mapper {
             .iter()
             .map(|record| LogItem { header: record.header, payload: record.payload.clone() })
             .collect();
+        let next_id = self.engine.pool.table.lock().next_id();
         let locations = self.append_records(Stream::Data, &items).await?;
+        self.host_segments += self.engine.pool.table.lock().next_id() - next_id;
         for (record, location) in live.into_iter().zip(locations) {
             self.map_record(record, location).await?;
         }
         for record in group.iter().filter(|record| record.header.kind == RecordKind::Zero) {
             Box::pin(self.map_zero(record)).await?;
         }
+        let live_bytes = self.engine.pool.table.lock().live_bytes();
+        self.exhausted &= live_bytes >= self.exhausted_at_bytes;
         self.forget_group(group.len());
         self.mapped = last;
         Ok(())
@@ -258,8 +299,9 @@ impl Mapper {
             let (segment, rows) = (group.segment, group.first_row + bytes_u64(group.rows()));
             match self.engine.pool.write_rows(group, self.engine.epoch).await {
                 Ok(()) => {
+                    let written = &items[locations.len()..locations.len() + placed.len()];
+                    self.rows_written(stream, segment, rows, written);
                     locations.extend(placed);
-                    self.rows_written(stream, segment, rows);
                 }
                 Err(error) => {
                     tracing::warn!(
@@ -288,8 +330,7 @@ impl Mapper {
 
     fn allocate(&mut self, stream: Stream) -> Result<SegmentId> {
         let pool = &self.engine.pool;
-        let usable: Vec<bool> =
-            pool.members.iter().map(|member| member.in_service() && !member.is_full()).collect();
+        let usable = self.usable_devices();
         let metadata = stream == Stream::Metadata;
         pool.table.lock().allocate(metadata, &usable).ok_or_else(|| {
             Error::new(ErrorKind::NoSpace, "open segment").context("no free segment")
@@ -314,8 +355,10 @@ impl Mapper {
         placed
     }
 
-    fn rows_written(&mut self, stream: Stream, segment: SegmentId, rows: u64) {
-        self.engine.pool.table.lock().set_rows(segment, rows);
+    fn rows_written(&mut self, stream: Stream, segment: SegmentId, rows: u64, written: &[LogItem]) {
+        let blocks = written.iter().map(|item| item.header.blocks).sum();
+        let bytes = written.iter().map(|item| item.header.stride()).sum();
+        self.engine.pool.table.lock().rows_written(segment, rows, blocks, bytes);
         if rows == self.engine.pool.geometry.rows() {
             self.close_segment(stream);
         } else {
@@ -342,7 +385,12 @@ impl Mapper {
         while at < record.end_lba() {
             match self.map_within_leaf(layer, record, at, location) {
                 Ok(next) => at = next,
-                Err(load) => self.engine.load_node(layer, load).await?,
+                Err(load) => {
+                    if planted(Bug::DroppedBeforeMapped) {
+                        layer.state.lock().index.remove(record, at..record.end_lba());
+                    }
+                    self.engine.load_node(layer, load).await?;
+                }
             }
         }
         Ok(())
@@ -409,6 +457,10 @@ impl Mapper {
                 return Ok(end);
             }
         }
+        if planted(Bug::ZeroCutShort) && at > record.header.lba.0 {
+            state.index.remove(record, at..record.end_lba());
+            return Ok(record.end_lba());
+        }
         let end = record.end_lba().min(leaf_end(at));
         let owned = state.index.owned_by(record, at..end);
         if !owned.is_empty() {
@@ -435,7 +487,7 @@ impl Mapper {
             let replaced = {
                 let mut state = layer.state.lock();
                 match state.map.get(lba) {
-                    Ok(found) if found != old => Ok(false),
+                    Ok(found) if found != old && !planted(Bug::DeadMoved) => Ok(false),
                     Ok(_) => state.map.set(lba, new).map(|_| true),
                     Err(load) => Err(load),
                 }
@@ -550,7 +602,7 @@ impl Engine {
                 table.remove_live(address.segment, 1);
             }
             if let Some(address) = space.address(*new) {
-                table.add_live(address.segment, 1, 1);
+                table.add_live(address.segment, 1);
             }
             if blocks {
                 if new.is_stored() {

@@ -2,7 +2,7 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | [`write`], [`record`] | bytes → records → entries |
+//! | [`mod@write`], [`record`] | bytes → records → entries |
 //! | [`journal`] | the redo log: batches, group commit, acknowledgement |
 //! | [`index`], [`map`], [`layer`] | where a block is: write buffer, map, both under one lock |
 //! | [`read`] | blocks → chunks → pieces |
@@ -30,6 +30,8 @@ use tokio::sync::Notify;
 use tokio::sync::watch;
 
 use crate::cache::ChunkCache;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::env::EnvRef;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -145,7 +147,12 @@ impl Engine {
             && !layer.dropping.load(Ordering::Acquire)
         {
             let mut state = layer.state.lock();
-            records.iter().for_each(|record| state.index.insert(record));
+            if planted(Bug::VisibleByHalves) {
+                self.insert_one_by_one(records, layer);
+                records[..1].iter().for_each(|record| state.index.insert(record));
+            } else {
+                records.iter().for_each(|record| state.index.insert(record));
+            }
         }
         let mut queue = self.buffer.lock();
         queue.bytes += records.iter().map(|record| record.header.stride()).sum::<u64>();
@@ -155,6 +162,14 @@ impl Engine {
         if worth_waking {
             self.wake_mapper();
         }
+    }
+
+    /// A planted bug: the rest of an entry comes in later.
+    fn insert_one_by_one(&self, records: &[Arc<BufferedRecord>], layer: &Arc<Layer>) {
+        let (rest, layer) = (records[1..].to_vec(), Arc::clone(layer));
+        self.env.spawn(Box::pin(async move {
+            rest.iter().for_each(|record| layer.state.lock().index.insert(record));
+        }));
     }
 
     fn wake_mapper(&self) {

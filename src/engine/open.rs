@@ -5,10 +5,12 @@
 //! Nothing is written before the new epoch is durable.
 
 use std::sync::Arc;
+use std::sync::Weak;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use parking_lot::RwLock;
@@ -33,8 +35,11 @@ use super::recovery;
 use super::recovery::ReplayRecord;
 use super::space::Space;
 use crate::cache::ChunkCache;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::device::DeviceRef;
 use crate::env::EnvRef;
+use crate::env::timeout;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -53,6 +58,7 @@ use crate::format::table::decode_page;
 use crate::format::unit::UNIT_BYTES;
 use crate::pool::Geometry;
 use crate::pool::Pool;
+use crate::pool::member::IO_TIMEOUT;
 use crate::pool::member::Member;
 use crate::pool::read::ReadOutcome;
 use crate::pool::superblock::DeviceSuperblock;
@@ -69,14 +75,19 @@ use crate::units::format_size;
 /// Most segments a full pod has: bounds the table in memory.
 const SEGMENTS_MAX: u64 = 1 << 20;
 /// Fewest segments a pod is useful with.
-const SEGMENTS_MIN: u64 = 16;
+const SEGMENTS_MIN: u64 = 64;
 /// Largest strip chosen for small pods: units are written 16 at a time, so larger ones gain
 /// nothing until the number of segments must be kept down.
 const STRIP_BYTES_PREFERRED: u64 = 4 << 20;
 /// Segments kept for the mapper: two open, two for reclaim.
 const RESERVE_SEGMENTS: u64 = 4;
+/// Rows kept for the mapper: a checkpoint begins a row for each level of the map, the catalog, the
+/// table's pages, its directories and the root; a reclaim cycle makes one and is followed by one.
+const RESERVE_ROWS: u64 = 24;
 /// Most dirty map nodes at once.
 const DIRTY_NODES_MAX: u64 = 8192;
+/// How often devices are asked whether they are lost. Arbitrary: the contract says 5 s.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What a pod is created with, as far as the engine is concerned.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +109,8 @@ pub struct EngineOptions {
     pub map_cache_bytes: u64,
     /// Open with fewer devices than safe.
     pub force: bool,
+    /// Let blank devices take the places of missing ones.
+    pub replace_missing: bool,
 }
 
 impl Engine {
@@ -155,15 +168,18 @@ impl Engine {
         devices: Vec<DeviceRef>,
         options: EngineOptions,
     ) -> Result<Arc<Self>> {
-        let (members, head) = assemble(&env, devices, options.force).await?;
+        let (members, head) = assemble(&env, devices, options).await?;
         let pool = Pool::new(Arc::clone(&env), members, head.clone())?;
-        let loaded = load_checkpoint(&pool, &head).await?;
-        check_members(&pool, &loaded.catalog)?;
+        let mut loaded = load_checkpoint(&pool, &head).await?;
+        let joined = check_members(&pool, &mut loaded.catalog, head.generation)?;
+        for device in &joined {
+            pool.table.lock().strip_device(*device);
+        }
         let recovered = recovery::recover(&pool, &head).await?;
         let epoch_start = recovery::epoch_start(&recovered);
         let (epoch, id_limit) = (head.epoch + 1, head.id_limit + ID_GRANT);
         pool.commit_superblock(|superblock| {
-            superblock.epoch = epoch;
+            superblock.epoch = epoch - u64::from(planted(Bug::EpochNotPersisted));
             superblock.epoch_start = epoch_start;
             superblock.id_limit = id_limit;
         })
@@ -178,9 +194,11 @@ impl Engine {
                 engine.replay(record);
             }
         }
-        let mapper = Mapper::new(Arc::clone(&engine), loaded.cut, loaded.state);
+        let mut mapper = Mapper::new(Arc::clone(&engine), loaded.cut, loaded.state);
+        mapper.changed = !joined.is_empty();
         mapper.publish_space();
         engine.env.spawn(Box::pin(mapper.run()));
+        engine.env.spawn(Box::pin(watch_devices(Arc::downgrade(&engine))));
         Ok(engine)
     }
 
@@ -196,6 +214,7 @@ impl Engine {
         // A sixty-fourth of the pod may be dirty nodes, so that small pods can write them too.
         let dirty_nodes_max = (capacity / 64 / NODE_BYTES as u64).clamp(64, DIRTY_NODES_MAX);
         let dirty_segments = (dirty_nodes_max * NODE_BYTES as u64).div_ceil(segment_bytes);
+        let reserve_row_segments = RESERVE_ROWS.div_ceil(pool.geometry.rows());
         Self {
             cache: ChunkCache::new(options.cache_bytes),
             space: Arc::new(Space::default()),
@@ -210,7 +229,7 @@ impl Engine {
             nodes: AtomicUsize::new(0),
             nodes_max: crate::units::bytes_usize(options.map_cache_bytes / NODE_BYTES as u64),
             dirty_nodes_max: crate::units::bytes_usize(dirty_nodes_max),
-            reserve_segments: RESERVE_SEGMENTS + dirty_segments,
+            reserve_segments: RESERVE_SEGMENTS + reserve_row_segments + dirty_segments,
             checkpoints: AtomicU64::new(0),
             env,
             pool,
@@ -239,10 +258,18 @@ impl Engine {
             return; // Its volume was deleted: no layer owns it any more.
         }
         let promise = (header.kind == RecordKind::Data).then(|| self.space.hold(header.stride()));
-        // Cache keys need only be unique per record of an entry, which the LBA is enough for.
-        let number = u16::try_from(header.lba.0 & 0xFFF).expect("twelve bits");
-        let payload = record.payload;
+        let ReplayRecord { payload, number, .. } = record;
         self.make_visible(&[Arc::new(BufferedRecord { header, payload, layer, promise, number })]);
+    }
+}
+
+/// Takes lost devices out of service, for as long as there is an engine; keeps nothing open itself.
+async fn watch_devices(engine: Weak<Engine>) {
+    while let Some(env) = engine.upgrade().map(|engine| Arc::clone(&engine.env)) {
+        env.sleep(WATCH_INTERVAL).await;
+        if let Some(engine) = engine.upgrade() {
+            engine.pool.members.iter().for_each(|member| member.notice_loss());
+        }
     }
 }
 
@@ -270,7 +297,7 @@ fn choose_strip_bytes(geometry: &Geometry, devices: &[DeviceRef]) -> u64 {
         regions / geometry.strips() as u64
     };
     let mut strip_bytes = STRIP_BYTES_PREFERRED;
-    while strip_bytes > UNIT_BYTES as u64 && segments(strip_bytes) < 8 * SEGMENTS_MIN {
+    while strip_bytes > UNIT_BYTES as u64 && segments(strip_bytes) < 2 * SEGMENTS_MIN {
         strip_bytes /= 2;
     }
     while segments(strip_bytes) > SEGMENTS_MAX {
@@ -312,13 +339,24 @@ fn first_superblock(
 async fn assemble(
     env: &EnvRef,
     devices: Vec<DeviceRef>,
-    force: bool,
+    options: EngineOptions,
 ) -> Result<(Vec<Arc<Member>>, Superblock)> {
+    let mut blank: Vec<DeviceRef> = Vec::new();
     let mut found: Vec<(DeviceRef, DeviceSuperblock)> = Vec::new();
     for device in devices {
-        match read_superblock(&device).await {
+        // A device that hangs is left out, as one that is not there.
+        let read = timeout(env, IO_TIMEOUT, read_superblock(&device)).await;
+        let hung =
+            || Err(Error::new(ErrorKind::DeviceFailed, "read superblock").context("it hangs"));
+        match read.unwrap_or_else(hung) {
+            Ok(Some(found)) if device.len_bytes() < found.superblock.device_bytes => {
+                tracing::warn!(
+                    device = device.name(),
+                    "shorter than when it joined the pod; device left out"
+                );
+            }
             Ok(Some(superblock)) => found.push((device, superblock)),
-            Ok(None) => tracing::warn!(device = device.name(), "no superblock; device left out"),
+            Ok(None) => blank.push(device),
             Err(error) => {
                 tracing::warn!(device = device.name(), error = error.chain(), "device left out");
             }
@@ -341,9 +379,6 @@ async fn assemble(
         if own.pod != head.pod {
             return refuse("it belongs to another pod");
         }
-        if device.len_bytes() < own.device_bytes {
-            return refuse("it is shorter than when it joined the pod");
-        }
         let place = &mut places[usize::from(own.device_index)];
         if place.is_some() {
             return refuse("another device has the same place in the pod; one of them is a copy");
@@ -352,22 +387,56 @@ async fn assemble(
     }
     let present = places.iter().flatten().count();
     let needed = geometry.devices - geometry.absent_max();
-    if present < needed && !force {
+    if present < needed && !options.force && !planted(Bug::MinorityOpens) {
         return Err(Error::new(ErrorKind::DeviceFailed, "open pod").context(format_args!(
             "{present} of {} devices are there, {needed} are needed; attach the others",
             geometry.devices
         )));
     }
+    let members = seat(env, places, blank, &head, options.replace_missing);
+    Ok((members, head))
+}
+
+/// Makes every place a member: with the device found for it, with a blank one if `replace_missing`,
+/// or without any.
+fn seat(
+    env: &EnvRef,
+    places: Vec<Option<(DeviceRef, DeviceSuperblock)>>,
+    blank: Vec<DeviceRef>,
+    head: &Superblock,
+    replace_missing: bool,
+) -> Vec<Arc<Member>> {
+    let (blank, short): (Vec<_>, Vec<_>) =
+        blank.into_iter().partition(|device| device.len_bytes() >= head.device_bytes);
+    let mut blank = blank.into_iter();
     let members = places.into_iter().enumerate().map(|(index, place)| {
-        let Some((device, found)) = place else {
-            return Arc::new(Member::new(Arc::clone(env), index, [0; 16], None));
+        let env = Arc::clone(env);
+        if let Some((device, found)) = place {
+            let uuid = found.superblock.device_uuid;
+            let generation = found.superblock.generation;
+            return Arc::new(
+                Member::new(env, index, uuid, Some(device)).found(found.slot, generation),
+            );
+        }
+        let replacement = if replace_missing { blank.next() } else { None };
+        let uuid = match &replacement {
+            Some(device) => {
+                tracing::info!(
+                    device = device.name(),
+                    index,
+                    "blank device replaces a missing one"
+                );
+                *random_uuid(&env).as_bytes()
+            }
+            None => [0; 16],
         };
-        let uuid = found.superblock.device_uuid;
-        let member = Member::new(Arc::clone(env), index, uuid, Some(device));
-        member.note_slot(found.slot);
-        Arc::new(member)
+        Arc::new(Member::new(env, index, uuid, replacement))
     });
-    Ok((members.collect(), head))
+    let members = members.collect();
+    for device in blank.chain(short) {
+        tracing::warn!(device = device.name(), "no superblock, and no place for it; left out");
+    }
+    members
 }
 
 /// A checkpoint in memory.
@@ -438,6 +507,7 @@ async fn load_root(pool: &Pool, head: &Superblock) -> Result<CheckpointRoot> {
         rows: pool.geometry.rows(),
         live_blocks: 0,
         blocks_written: 0,
+        bytes_written: 0,
         places: head.root_places.clone(),
     };
     pool.table.lock().load(entry, None)?;
@@ -471,20 +541,38 @@ fn damaged(error: crate::format::DecodeError) -> Error {
     Error::new(ErrorKind::Corrupt, "load checkpoint").source(error)
 }
 
-/// Refuses devices that the catalog does not name at their place.
-fn check_members(pool: &Pool, catalog: &Catalog) -> Result<()> {
+/// Refuses devices that the catalog does not name at their place, unless they just joined; names
+/// those and returns their indices.
+///
+/// A device joins blank (generation 0) with the open that replaces a missing one, which also writes
+/// its first superblock. If that run ended before its first checkpoint, the device holds the newest
+/// generation under a name the catalog does not know: it joins again.
+fn check_members(pool: &Pool, catalog: &mut Catalog, newest: u64) -> Result<Vec<usize>> {
+    let mut joined = Vec::new();
     for member in pool.members.iter().filter(|member| member.in_service()) {
-        let named = catalog.members.iter().find(|record| record.index == member.index);
         let uuid = Uuid::from_bytes(member.uuid);
-        // A device that was missing at the first start is named by nobody yet.
-        let known = named.is_none_or(|record| record.uuid == uuid || record.uuid.is_nil());
-        if !known {
+        let Some(named) = catalog.members.iter_mut().find(|record| record.index == member.index)
+        else {
+            return Err(Error::new(ErrorKind::Corrupt, "open pod")
+                .context(format_args!("the catalog names no device at place {}", member.index)));
+        };
+        if named.uuid == uuid && member.generation > 0 {
+            continue;
+        }
+        // A device that was missing at the first start is named by nobody yet, and keeps its data.
+        if named.uuid.is_nil() && member.generation > 0 {
+            named.uuid = uuid;
+            continue;
+        }
+        if member.generation != 0 && member.generation != newest {
             return Err(Error::new(ErrorKind::InvalidRequest, "open pod").context(format_args!(
-                "{} is not the device the pod has at place {}",
+                "{} is not the device the pod has at place {}: it was replaced; detach it",
                 member.name(),
                 member.index
             )));
         }
+        named.uuid = uuid;
+        joined.push(member.index);
     }
-    Ok(())
+    Ok(joined)
 }

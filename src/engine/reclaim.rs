@@ -13,6 +13,8 @@ use super::mapper::Mapper;
 use super::mapper::Stream;
 use super::read::decode_chunk;
 use super::record::push_chunk;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -33,8 +35,14 @@ use crate::units::bytes_usize;
 
 use bytes::Bytes;
 
-/// A victim must give back at least a tenth: copying fuller ones costs more than it yields.
-const LIVE_PERCENT_MAX: u64 = 90;
+/// A victim must be this empty at least: incompressible records fill a segment to 89 %, so copying
+/// fuller ones would free nothing, for ever.
+const LIVE_PERCENT_MAX: u64 = 80;
+/// Victims emptied before a checkpoint frees them.
+const VICTIMS_MAX: usize = 4;
+/// After this many rounds in a row without a gain, what is left is not worth copying: moving map
+/// nodes empties one segment and begins another.
+const FRUITLESS_MAX: u32 = 8;
 /// Copies written together.
 const COPY_BYTES: u64 = 2 << 20;
 
@@ -59,35 +67,100 @@ impl Mapper {
 
     /// Frees what is empty already, or else empties one segment.
     pub(super) async fn reclaim(&mut self) -> Result<()> {
-        if self.engine.pool.table.lock().empty_segments() > 0 {
+        if self.has_empty_segments() {
             return self.write_checkpoint().await;
         }
-        match self.choose_victim() {
-            Some(victim) => self.empty_segment(victim).await,
-            None => {
-                self.exhausted = true;
-                Ok(())
-            }
+        let victims = self.choose_victims();
+        let before = self.segments_gained();
+        self.empty_segments(&victims).await?;
+        if victims.is_empty() {
+            self.fruitless = FRUITLESS_MAX;
         }
+        let gained = self.segments_gained() > before;
+        self.fruitless = if gained { 0 } else { self.fruitless + 1 };
+        if self.fruitless >= FRUITLESS_MAX {
+            self.fruitless = 0;
+            self.give_up_reclaim();
+        }
+        Ok(())
     }
 
-    /// The closed data segment with the smallest live fraction.
-    fn choose_victim(&self) -> Option<SegmentId> {
-        let geometry = &self.engine.pool.geometry;
+    /// Nothing more can be freed until something was deleted.
+    pub(super) fn give_up_reclaim(&mut self) {
+        self.exhausted = true;
+        self.exhausted_at_bytes = self.engine.pool.table.lock().live_bytes();
+    }
+
+    /// Whether a checkpoint would free segments besides those that the last one left.
+    pub(super) fn has_empty_segments(&self) -> bool {
+        self.engine.pool.table.lock().empty_segments() > self.left_empty
+    }
+
+    /// Free segments, and those that hosts got meanwhile: more means that reclaim gained some.
+    fn segments_gained(&self) -> u64 {
+        let pool = &self.engine.pool;
+        pool.table.lock().free_segments(&pool.in_service()) + self.host_segments
+    }
+
+    /// Copies a segment that has fewer strips in service than it could have to a new one: how
+    /// redundancy comes back after a device was away or lost. False if there is none.
+    pub(super) async fn evacuate_one(&mut self) -> Result<bool> {
+        let usable = self.usable_devices();
+        if self.settled_on.as_ref() == Some(&usable) {
+            return Ok(false);
+        }
+        let Some((weak, metadata)) = self.weak_segment(&usable) else {
+            self.settled_on = Some(usable);
+            return Ok(false);
+        };
+        let free = self.engine.pool.table.lock().free_segments(&usable);
+        if free < self.engine.reserve_segments + 2 {
+            return Ok(false);
+        }
+        tracing::debug!(segment = weak.0, metadata, "moving a segment to get its redundancy back");
+        if metadata {
+            self.changed = true;
+            self.write_checkpoint().await?;
+        } else {
+            self.empty_segments(&[weak]).await?;
+        }
+        Ok(true)
+    }
+
+    fn weak_segment(&self, usable: &[bool]) -> Option<(SegmentId, bool)> {
+        let count = usable.iter().filter(|usable| **usable).count();
+        let wanted = count.min(self.engine.pool.geometry.strips());
         let table = self.engine.pool.table.lock();
         table
             .iter()
-            .filter(|segment| !segment.open && !segment.entry.metadata && segment.entry.rows > 0)
-            .map(|segment| {
-                let entry = &segment.entry;
-                // Rows never written are given back too.
-                let used = 100 * entry.live_blocks * entry.rows;
-                let total = entry.blocks_written.max(1) * geometry.rows();
-                (used / total, entry.id)
-            })
-            .filter(|(percent, _)| *percent < LIVE_PERCENT_MAX)
+            .filter(|segment| !segment.open && segment.entry.live_blocks > 0)
+            .filter(|segment| segment.strips_in_service(usable) < wanted)
+            .map(|segment| (segment.entry.id, segment.entry.metadata))
             .min()
-            .map(|(_, id)| id)
+    }
+
+    /// The closed data segments with the smallest live fractions.
+    fn choose_victims(&self) -> Vec<SegmentId> {
+        let segment_bytes = self.engine.pool.geometry.segment_bytes();
+        let table = self.engine.pool.table.lock();
+        let mut victims: Vec<(u64, SegmentId)> = table
+            .iter()
+            .filter(|segment| !segment.open && !segment.entry.metadata && segment.entry.rows > 0)
+            .map(|segment| (100 * segment.live_bytes() / segment_bytes, segment.entry.id))
+            .filter(|(percent, _)| *percent < LIVE_PERCENT_MAX)
+            .collect();
+        victims.sort_unstable();
+        victims.truncate(VICTIMS_MAX);
+        victims.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// Copies what is live out of the victims; the checkpoint moves the map nodes that were in
+    /// them, and frees them.
+    async fn empty_segments(&mut self, victims: &[SegmentId]) -> Result<()> {
+        for victim in victims {
+            self.empty_segment(*victim).await?;
+        }
+        if victims.is_empty() { Ok(()) } else { self.write_checkpoint().await }
     }
 
     async fn empty_segment(&mut self, victim: SegmentId) -> Result<()> {
@@ -111,9 +184,7 @@ impl Mapper {
         }
         self.move_copies(copies).await?;
         self.changed = true;
-        // Map nodes leave with the checkpoint, which also frees the segment.
-        drop(lease);
-        self.write_checkpoint().await
+        Ok(())
     }
 
     /// The live records of a unit's body; map nodes are marked for the next checkpoint instead.
@@ -156,7 +227,7 @@ impl Mapper {
         let Some(layer) = self.engine.layer_of(header.branch) else { return Ok(()) };
         let mut live = Vec::new();
         for lba in header.lba.0..header.lba.0 + header.blocks {
-            if self.entry_of(&layer, Lba(lba)).await? == old {
+            if self.entry_of(&layer, Lba(lba)).await? == old || planted(Bug::DeadMoved) {
                 live.push(lba);
             }
         }

@@ -15,6 +15,8 @@ use futures_util::future::join_all;
 use super::journal::BatchSpan;
 use super::journal::JournalStart;
 use super::journal::place_batch;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::device::Durability;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -52,6 +54,8 @@ type Found = BTreeMap<u64, Vec<FoundBatch>>;
 /// A record of the journal, to be put back into the write buffer.
 pub(super) struct ReplayRecord {
     pub(super) header: RecordHeader,
+    /// Its place within its entry.
+    pub(super) number: u16,
     pub(super) payload: Bytes,
 }
 
@@ -79,7 +83,7 @@ pub(super) async fn recover(pool: &Pool, head: &Superblock) -> Result<Recovered>
         found.values().flatten().map(|batch| batch.header.durable_lsn).max().unwrap_or_default();
     let chain = walk_chain(found, head);
     let next_lsn = chain.last().map_or(head.tail_lsn, |batch| batch.header.next_lsn());
-    if durable_stamp >= next_lsn {
+    if durable_stamp >= next_lsn && !planted(Bug::GapTakenForEnd) {
         return Err(Error::new(ErrorKind::Corrupt, "replay journal").context(format_args!(
             "entries {next_lsn} to {durable_stamp} were acknowledged and are on no readable \
              device; attach the missing devices and start again"
@@ -201,7 +205,9 @@ fn walk_chain(mut found: Found, head: &Superblock) -> Vec<FoundBatch> {
 }
 
 fn is_void(header: &BatchHeader, head: &Superblock) -> bool {
-    header.epoch < head.epoch && header.first_lsn >= head.epoch_start
+    header.epoch < head.epoch
+        && header.first_lsn >= head.epoch_start
+        && !planted(Bug::VoidTailReplayed)
 }
 
 fn decode_batch(pod: PodId, batch: &FoundBatch, records: &mut Vec<ReplayRecord>) -> Result<()> {
@@ -212,6 +218,7 @@ fn decode_batch(pod: PodId, batch: &FoundBatch, records: &mut Vec<ReplayRecord>)
     let end = BATCH_HEADER_BYTES + bytes_usize(batch.header.body_bytes);
     let mut at = BATCH_HEADER_BYTES;
     let mut expected = batch.header.first_lsn;
+    let mut next_number = 0;
     while at < end {
         let place = JOURNAL_PLACE | (batch.header.position + bytes_u64(at));
         let (header, payload) =
@@ -223,8 +230,9 @@ fn decode_batch(pod: PodId, batch: &FoundBatch, records: &mut Vec<ReplayRecord>)
             expected = expected.next();
         }
         let from = at + RECORD_HEADER_BYTES;
-        records
-            .push(ReplayRecord { header, payload: batch.bytes.slice(from..from + payload.len()) });
+        let payload = batch.bytes.slice(from..from + payload.len());
+        records.push(ReplayRecord { header, number: next_number, payload });
+        next_number = if header.last_of_entry { 0 } else { next_number.saturating_add(1) };
         at += bytes_usize(header.stride());
     }
     if expected == batch.header.next_lsn() {
@@ -241,6 +249,9 @@ fn decode_batch(pod: PodId, batch: &FoundBatch, records: &mut Vec<ReplayRecord>)
 pub(super) async fn complete_copies(pool: &Pool, recovered: &Recovered) -> Result<()> {
     let needed = pool.geometry.journal_copies();
     for batch in &recovered.batches {
+        if planted(Bug::CopiesNotCompleted) {
+            break;
+        }
         let mut copies =
             batch.devices.iter().filter(|device| pool.members[**device].in_service()).count();
         let offset = JOURNAL_OFFSET + batch.header.position % pool.geometry.journal_bytes;

@@ -30,6 +30,18 @@ use crate::units::bytes_u64;
 pub const ATOMIC_WRITE_BYTES: u64 = 64 << 10;
 const ATOMIC_WRITE_BLOCKS: u64 = ATOMIC_WRITE_BYTES / BLOCK_BYTES_U64;
 
+/// What a request to zero a range comes to.
+pub struct ZeroRange {
+    /// Blocks at the ends of which only a part becomes zero, with their new content.
+    pub partial: Vec<(Lba, Bytes)>,
+    /// First whole block.
+    pub lba: Lba,
+    /// Whole blocks; may be none.
+    pub blocks: u64,
+    /// Report the whole blocks as allocated.
+    pub keep_allocated: bool,
+}
+
 impl Engine {
     /// Writes whole blocks. `hold` is the range lock on them.
     ///
@@ -67,22 +79,28 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes whole blocks zero, whatever their number, in one entry.
+    /// Makes blocks zero, whatever their number, in one entry with the blocks at the ends that
+    /// are zero only in part.
     ///
     /// # Errors
-    /// `Poisoned` once durability was lost. Never `NoSpace`: a full pod can be trimmed.
+    /// `Poisoned` once durability was lost; `NoSpace` only with partial blocks: a full pod can be
+    /// trimmed.
     pub async fn zero(
         self: &Arc<Self>,
         layer: &Arc<Layer>,
         hold: Arc<RangeGuard>,
-        lba: Lba,
-        blocks: u64,
-        keep_allocated: bool,
+        range: &ZeroRange,
     ) -> Result<()> {
-        let header = zero_header(lba, blocks, keep_allocated);
-        let record = NewRecord { header, payload: Bytes::new(), promise: None };
-        let entry =
-            NewEntry { layer: Some(Arc::clone(layer)), records: vec![record], hold: Some(hold) };
+        let mut records = Vec::new();
+        for (lba, block) in &range.partial {
+            push_blocks(*lba, block, &mut records);
+        }
+        if range.blocks > 0 {
+            let header = zero_header(range.lba, range.blocks, range.keep_allocated);
+            records.push((header, Bytes::new()));
+        }
+        let records = self.promise_all(records).await?;
+        let entry = NewEntry { layer: Some(Arc::clone(layer)), records, hold: Some(hold) };
         self.append(entry).await.map(drop)
     }
 

@@ -10,7 +10,7 @@
 //! | [`superblock`] | root of everything, two slots per device |
 //! | [`batch`] | a journal batch's header |
 //! | [`record`] | one item of the log, in journal and segments alike |
-//! | [`unit`] | header of a strip's part of a row |
+//! | [`mod@unit`] | header of a strip's part of a row |
 //! | [`location`] | a record's address in the log |
 //! | [`node`] | one page of a map |
 //! | [`table`] | segment-table entries |
@@ -20,6 +20,8 @@ use crate::codec::checksum::Checksum;
 
 pub mod batch;
 mod fields;
+#[doc(hidden)]
+pub mod layouts;
 pub mod location;
 pub mod node;
 pub mod record;

@@ -93,6 +93,7 @@ mod tests {
                 rows: 1,
                 live_blocks: 2,
                 blocks_written: 3,
+                bytes_written: 300,
                 places: vec![None, Some(Place { device: 0, region: 1 })],
             }],
         };

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!  count, then per entry:
-//!  | id | flags | rows | live blocks | blocks written | places: k+m times |
+//!  | id | flags | rows | live blocks | blocks written | bytes written | places: k+m times |
 //! ```
 //!
 //! `flags` bit 0: metadata segment (its entry lies in the checkpoint root, not in a page).
@@ -57,8 +57,10 @@ pub struct SegmentEntry {
     pub rows: u64,
     /// Map entries and node pointers into it.
     pub live_blocks: u64,
-    /// Map entries and node pointers that pointed into it when it was written.
+    /// Blocks of the records in it, live or not; other records count as one.
     pub blocks_written: u64,
+    /// Bytes of the records in it, live or not.
+    pub bytes_written: u64,
     /// Where each strip is, data strips first; `None` if absent.
     pub places: Vec<Option<Place>>,
 }
@@ -69,7 +71,8 @@ impl SegmentEntry {
             .u64(if self.metadata { FLAG_METADATA } else { 0 })
             .u64(self.rows)
             .u64(self.live_blocks)
-            .u64(self.blocks_written);
+            .u64(self.blocks_written)
+            .u64(self.bytes_written);
         for place in &self.places {
             out.u64(Place::encode(*place));
         }
@@ -87,6 +90,7 @@ impl SegmentEntry {
             rows: from.u64()?,
             live_blocks: from.u64()?,
             blocks_written: from.u64()?,
+            bytes_written: from.u64()?,
             places: (0..strips)
                 .map(|_| Place::decode(from.u64()?))
                 .collect::<Result<_, DecodeError>>()?,
@@ -94,7 +98,7 @@ impl SegmentEntry {
     }
 
     pub(super) fn encoded_bytes(strips: usize) -> usize {
-        (5 + strips) * 8
+        (6 + strips) * 8
     }
 }
 
@@ -139,6 +143,7 @@ mod tests {
                     rows: id % 7,
                     live_blocks: id % 1000,
                     blocks_written: 1000,
+                    bytes_written: 4_000_000,
                     places: vec![Some(Place { device: 3, region: 9 }), None, Some(Place { device: u16::MAX, region: 0 })],
                 })
                 .collect();

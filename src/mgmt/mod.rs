@@ -272,3 +272,13 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::volume::pod::NAME_BYTES_MAX;
+
+    #[test]
+    fn the_api_and_the_pod_agree_on_the_longest_name() {
+        assert_eq!(weft_api::VOLUME_NAME_BYTES_MAX, NAME_BYTES_MAX);
+    }
+}

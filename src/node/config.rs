@@ -1,6 +1,6 @@
 //! The node's configuration: a TOML file becomes a [`Config`] here, and nowhere else.
 //!
-//! Three steps: text → [`raw::File`] (unknown keys refused) → [`validate`] → [`Config`], in which
+//! Three steps: text → `raw::File` (unknown keys refused) → `validate` → [`Config`], in which
 //! every value is in its range and every default filled in. An error names the file, the line and
 //! the key. `docs/config.toml` documents every key and holds the defaults; a test compares.
 
@@ -49,6 +49,8 @@ pub struct Config {
     pub api_socket: PathBuf,
     /// How to log.
     pub log: LogConfig,
+    /// Let blank devices take the places of missing ones at this start.
+    pub replace_missing: bool,
 }
 
 /// What a new pod becomes. `None` means "not said": see each field.
@@ -125,6 +127,8 @@ pub struct Overrides {
     pub nbd: Option<SocketAddr>,
     /// `--log`.
     pub log_level: Option<String>,
+    /// `--replace-missing`.
+    pub replace_missing: bool,
 }
 
 /// What is wrong with a configuration, and where.
@@ -282,6 +286,7 @@ mod tests {
             data_dir: Some("/elsewhere".into()),
             nbd: Some("127.0.0.1:0".parse().expect("an address")),
             log_level: Some("debug".into()),
+            replace_missing: false,
         };
         let config = Config::parse(DEFAULT_FILE, overrides).expect("valid");
         assert_eq!(config.api_socket, Path::new("/elsewhere/weft.sock"));

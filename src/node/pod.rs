@@ -28,6 +28,7 @@ use crate::env::EnvRef;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::format::superblock::JOURNAL_OFFSET;
 use crate::units::IO_ALIGN;
 use crate::units::format_size;
 use crate::volume::pod::FormatOptions;
@@ -87,6 +88,9 @@ async fn open_known(
     } else {
         record.devices.iter().map(|device| directory.resolved(&device.path)).collect()
     };
+    if config.replace_missing {
+        create_replacements(&paths, &record)?;
+    }
     let pod = open(env, &paths, config).await?;
     let found = pod.status().uuid;
     match record.uuid {
@@ -100,6 +104,17 @@ async fn open_known(
         }
         _ => Ok(pod),
     }
+}
+
+/// Makes new, blank files for those that are gone, where the node made the first ones.
+fn create_replacements(paths: &[PathBuf], record: &Record) -> Result<()> {
+    for (path, device) in paths.iter().zip(&record.devices) {
+        if device.created_bytes.is_some() && !path.exists() {
+            create_device(path, device, record)?;
+            tracing::info!(device = %path.display(), "device file created to replace a missing one");
+        }
+    }
+    Ok(())
 }
 
 /// Opens a pod of which the directory has no record: its devices were brought from elsewhere.
@@ -245,7 +260,10 @@ fn default_device_bytes(files: &[&PathBuf]) -> Result<u64> {
 fn create_device(path: &Path, device: &DeviceRecord, plan: &Record) -> Result<DeviceRef> {
     match device.created_bytes {
         // The journal and what lies before it must never meet a full file system.
-        Some(bytes) => Ok(Arc::new(FileDevice::create(path, bytes, plan.journal_bytes)?)),
+        Some(bytes) => {
+            let prefix = JOURNAL_OFFSET + plan.journal_bytes;
+            Ok(Arc::new(FileDevice::create(path, bytes, prefix)?))
+        }
         None => Ok(Arc::new(FileDevice::open(path, OpenMode::ReadWrite)?)),
     }
 }
@@ -286,6 +304,7 @@ fn open_options(config: &Config) -> OpenOptions {
         cache_bytes: config.cache_bytes,
         map_cache_bytes: config.map_cache_bytes,
         force: false,
+        replace_missing: config.replace_missing,
     }
 }
 

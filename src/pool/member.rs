@@ -82,6 +82,8 @@ pub struct Member {
     read_p99_ns: AtomicU64,
     /// Superblock slot written last.
     pub(super) slot: AtomicU64,
+    /// Generation of the superblock found when the pod was opened; 0 for a blank device.
+    pub generation: u64,
 }
 
 impl Member {
@@ -101,12 +103,16 @@ impl Member {
             reads_failed_in_a_row: AtomicU64::new(0),
             read_p99_ns: AtomicU64::new(1_000_000),
             slot: AtomicU64::new(1),
+            generation: 0,
         }
     }
 
-    /// Says which superblock slot holds the newest one.
-    pub fn note_slot(&self, slot: u64) {
-        self.slot.store(slot, Ordering::Release);
+    /// The same member, whose newest superblock was found in `slot`.
+    #[must_use]
+    pub fn found(mut self, slot: u64, generation: u64) -> Self {
+        self.slot = AtomicU64::new(slot);
+        self.generation = generation;
+        self
     }
 
     /// What the operator calls it.
@@ -154,6 +160,15 @@ impl Member {
     /// Takes the device out of service until the pod is reopened.
     pub fn fail(&self, reason: &str) {
         self.leave_service(Health::Failed(reason.to_owned()));
+    }
+
+    /// Takes the device out of service if it was lost behind our back, such as by deleting its file.
+    pub fn notice_loss(&self) {
+        if self.in_service()
+            && let Some(reason) = self.device.as_ref().and_then(|device| device.lost())
+        {
+            self.fail(reason);
+        }
     }
 
     fn leave_service(&self, health: Health) {

@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::codec::erasure::ErasureCode;
 use crate::env::EnvRef;
 use crate::error::Error;
@@ -174,11 +176,16 @@ impl Pool {
             .iter()
             .map(|member| member.device_bytes().map_or(0, |bytes| geometry.regions(bytes)))
             .collect();
+        let first_id = if planted(Bug::IdsReused) {
+            head.id_limit.saturating_sub(4096)
+        } else {
+            head.id_limit
+        };
         Ok(Self {
             env,
             geometry,
             members,
-            table: Mutex::new(SegmentTable::new(geometry, regions, head.id_limit)),
+            table: Mutex::new(SegmentTable::new(geometry, regions, first_id)),
             code: ErasureCode::new(geometry.data_strips, geometry.parity_strips)?,
             head: tokio::sync::Mutex::new(head),
             hedges: read::HedgeBudget::default(),
@@ -200,7 +207,13 @@ impl Pool {
     /// How many more devices may fail without loss of data or service.
     #[must_use]
     pub fn can_lose(&self) -> usize {
+        let in_service = self.in_service();
         let lost = self.members.len() - self.in_service_count();
-        self.geometry.parity_strips.saturating_sub(lost)
+        let strips = self.table.lock().strips_in_service_min(&in_service);
+        let spare_strips = strips.unwrap_or(self.geometry.strips());
+        self.geometry
+            .parity_strips
+            .saturating_sub(lost)
+            .min(spare_strips.saturating_sub(self.geometry.data_strips))
     }
 }

@@ -11,6 +11,8 @@ use super::Pool;
 use super::member::Counters;
 use super::read::Lease;
 use super::read::StripRange;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::device::AlignedBuf;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -119,6 +121,9 @@ impl Pool {
             row,
             epoch,
         };
+        if planted(Bug::HealedWrong) {
+            unit[UNIT_BYTES / 2] ^= 1;
+        }
         header.encode_into(self.geometry.pod, &mut unit);
         Ok(unit)
     }

@@ -7,6 +7,8 @@
 use futures_util::future::join_all;
 
 use super::Pool;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::device::AlignedBuf;
 use crate::device::Durability;
 use crate::error::Error;
@@ -125,6 +127,9 @@ impl Pool {
             member.write(offset, data.slice(..rows * UNIT_BYTES), Durability::Volatile)
         });
         join_all(writes).await.into_iter().collect::<Result<()>>()?;
+        if planted(Bug::RowsNotFlushed) {
+            return Ok(());
+        }
         let flushes =
             targets.iter().map(|(place, _)| self.members[usize::from(place.device)].flush());
         join_all(flushes).await.into_iter().collect()
@@ -142,6 +147,9 @@ impl Pool {
             let mut parity: Vec<&mut [u8]> =
                 parity.iter_mut().map(|strip| &mut strip[body.clone()]).collect();
             self.code.encode(&data, &mut parity);
+            if planted(Bug::ParityMissing) {
+                parity[m - 1].fill(0);
+            }
             for (index, strip) in strips.iter_mut().enumerate() {
                 let header = UnitHeader {
                     segment,

@@ -9,6 +9,8 @@ use std::sync::atomic::Ordering;
 use futures_util::future::join_all;
 
 use super::Pool;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::device::AlignedBuf;
 use crate::device::DeviceRef;
 use crate::device::Durability;
@@ -76,7 +78,9 @@ impl Pool {
         let mut next = head.clone();
         change(&mut next);
         next.generation += 1;
-        let writes = self.members.iter().filter(|member| member.in_service()).map(|member| {
+        let told = if planted(Bug::SuperblockOnOne) { 1 } else { self.members.len() };
+        let in_service = self.members.iter().filter(|member| member.in_service());
+        let writes = in_service.take(told).map(|member| {
             let mut own = next.clone();
             own.device_uuid = member.uuid;
             own.device_index = u16::try_from(member.index).expect("at most 65535 devices");
@@ -85,7 +89,12 @@ impl Pool {
             let slot = 1 - member.slot.load(Ordering::Acquire);
             async move {
                 let offset = SLOT_OFFSETS[bytes_usize(slot)];
-                member.write(offset, buf, Durability::Durable).await.map(|()| {
+                let durability = if planted(Bug::SuperblockNotDurable) {
+                    Durability::Volatile
+                } else {
+                    Durability::Durable
+                };
+                member.write(offset, buf, durability).await.map(|()| {
                     member.slot.store(slot, Ordering::Release);
                 })
             }
@@ -93,7 +102,7 @@ impl Pool {
         let written = join_all(writes).await.iter().filter(|result| result.is_ok()).count();
         *head = next;
         let needed = self.geometry.absent_max() + 1;
-        if written < needed {
+        if written < needed.min(told) {
             return Err(Error::new(ErrorKind::Poisoned, "commit superblock")
                 .context(format_args!("{written} devices took it, {needed} are needed")));
         }

@@ -13,13 +13,14 @@ use std::collections::BTreeSet;
 use rustc_hash::FxHashMap;
 
 use super::Geometry;
+use crate::canary::Bug;
+use crate::canary::planted;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::format::table::PAGE_ENTRIES;
 use crate::format::table::Place;
 use crate::format::table::SegmentEntry;
-use crate::format::unit::UNIT_BYTES;
 use crate::units::SegmentId;
 
 /// A segment in memory.
@@ -36,12 +37,19 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Estimate of the bytes of strips its live blocks occupy, packing losses included.
-    fn live_bytes(&self, geometry: &Geometry) -> u64 {
-        let written = self.entry.rows * (geometry.data_strips * UNIT_BYTES) as u64;
+    /// Estimate of the bytes of the records its live blocks are in: their share of all.
+    #[must_use]
+    pub fn live_bytes(&self) -> u64 {
         let total = self.entry.blocks_written.max(self.entry.live_blocks).max(1);
-        let live = u128::from(written) * u128::from(self.entry.live_blocks) / u128::from(total);
-        u64::try_from(live).unwrap_or(u64::MAX)
+        let live = u128::from(self.entry.bytes_written) * u128::from(self.entry.live_blocks);
+        u64::try_from(live / u128::from(total)).unwrap_or(u64::MAX)
+    }
+
+    /// How many of its strips are on devices in service.
+    #[must_use]
+    pub fn strips_in_service(&self, in_service: &[bool]) -> usize {
+        let there = |place: &&Place| in_service.get(usize::from(place.device)) == Some(&true);
+        self.entry.places.iter().flatten().filter(there).count()
     }
 }
 
@@ -111,7 +119,7 @@ impl SegmentTable {
             self.slots[slot] = Some(entry.id);
         }
         let segment = Segment { entry, slot, open: false, leases: 0 };
-        self.live_bytes += segment.live_bytes(&self.geometry);
+        self.live_bytes += segment.live_bytes();
         self.segments.insert(segment.entry.id, segment);
         Ok(())
     }
@@ -119,11 +127,25 @@ impl SegmentTable {
     /// Takes a metadata segment out again that [`SegmentTable::load`] took in.
     pub fn unload(&mut self, id: SegmentId) {
         let Some(segment) = self.segments.remove(&id) else { return };
-        self.live_bytes -= segment.live_bytes(&self.geometry);
+        self.live_bytes -= segment.live_bytes();
         for place in segment.entry.places.iter().flatten() {
             let device = usize::from(place.device);
             if self.regions_total.get(device).is_some_and(|total| *total > 0) {
                 self.free_regions[device].insert(place.region);
+            }
+        }
+    }
+
+    /// Makes every strip on `device` absent: a blank device took its place.
+    pub fn strip_device(&mut self, device: usize) {
+        for segment in self.segments.values_mut() {
+            for place in &mut segment.entry.places {
+                let Some(lost) = place.filter(|place| usize::from(place.device) == device) else {
+                    continue;
+                };
+                *place = None;
+                self.free_regions[device].insert(lost.region);
+                self.dirty_pages.extend(segment.slot.map(|slot| slot / PAGE_ENTRIES));
             }
         }
     }
@@ -172,8 +194,15 @@ impl SegmentTable {
             let region = self.free_regions[*device].pop_first()?;
             *place = Some(Place { device: u16::try_from(*device).ok()?, region });
         }
-        let entry =
-            SegmentEntry { id, metadata, rows: 0, live_blocks: 0, blocks_written: 0, places };
+        let entry = SegmentEntry {
+            id,
+            metadata,
+            rows: 0,
+            live_blocks: 0,
+            blocks_written: 0,
+            bytes_written: 0,
+            places,
+        };
         let slot = (!metadata).then(|| self.take_slot(id));
         self.segments.insert(id, Segment { entry, slot, open: true, leases: 0 });
         Some(id)
@@ -232,6 +261,13 @@ impl SegmentTable {
         self.segments.values()
     }
 
+    /// Fewest strips in service that any segment with live blocks has; `None` without one.
+    #[must_use]
+    pub fn strips_in_service_min(&self, in_service: &[bool]) -> Option<usize> {
+        let live = self.segments.values().filter(|segment| segment.entry.live_blocks > 0);
+        live.map(|segment| segment.strips_in_service(in_service)).min()
+    }
+
     /// Estimate of the bytes that live blocks occupy.
     #[must_use]
     pub fn live_bytes(&self) -> u64 {
@@ -248,25 +284,26 @@ impl SegmentTable {
         let Some(segment) = self.segments.get_mut(&id) else {
             panic!("segment {id} is referred to but not in the table");
         };
-        let before = segment.live_bytes(&self.geometry);
+        let before = segment.live_bytes();
         change(segment);
-        self.live_bytes = self.live_bytes - before + segment.live_bytes(&self.geometry);
+        self.live_bytes = self.live_bytes - before + segment.live_bytes();
         if let Some(slot) = segment.slot {
             self.dirty_pages.insert(slot / PAGE_ENTRIES);
         }
     }
 
-    /// Rows up to `rows` are durable.
-    pub fn set_rows(&mut self, id: SegmentId, rows: u64) {
-        self.change(id, |segment| segment.entry.rows = rows);
+    /// Rows up to `rows` are durable, with records of so many more blocks and bytes.
+    pub fn rows_written(&mut self, id: SegmentId, rows: u64, blocks: u64, bytes: u64) {
+        self.change(id, |segment| {
+            segment.entry.rows = rows;
+            segment.entry.blocks_written += blocks;
+            segment.entry.bytes_written += bytes;
+        });
     }
 
-    /// Map entries or node pointers now point into the segment. `written`: for the first time.
-    pub fn add_live(&mut self, id: SegmentId, blocks: u64, written: u64) {
-        self.change(id, |segment| {
-            segment.entry.live_blocks += blocks;
-            segment.entry.blocks_written += written;
-        });
+    /// Map entries or node pointers now point into the segment.
+    pub fn add_live(&mut self, id: SegmentId, blocks: u64) {
+        self.change(id, |segment| segment.entry.live_blocks += blocks);
     }
 
     /// Map entries or node pointers no longer point into the segment.
@@ -293,6 +330,9 @@ impl SegmentTable {
     pub fn release(&mut self, id: SegmentId) {
         let pending = self.pending_free.iter_mut().find(|segment| segment.entry.id == id);
         let Some(segment) = self.segments.get_mut(&id).or(pending) else {
+            if planted(Bug::LeaseIgnored) {
+                return;
+            }
             panic!("segment {id} was freed while leased");
         };
         segment.leases -= 1;
@@ -322,7 +362,7 @@ impl SegmentTable {
         let candidates = std::mem::replace(&mut self.pending_free, rest);
         let mut freed = Vec::new();
         for segment in candidates {
-            if segment.leases > 0 {
+            if segment.leases > 0 && !planted(Bug::LeaseIgnored) {
                 self.pending_free.insert(0, segment);
                 continue;
             }
@@ -430,8 +470,8 @@ mod tests {
     fn live_bytes_follow_the_blocks() {
         let mut table = table();
         let id = table.allocate(false, &[true; 6]).expect("room");
-        table.set_rows(id, 2);
-        table.add_live(id, 100, 100);
+        table.rows_written(id, 2, 100, 8 * 65536);
+        table.add_live(id, 100);
         assert_eq!(table.live_bytes(), 8 * 65536);
         table.remove_live(id, 50);
         assert_eq!(table.live_bytes(), 4 * 65536);

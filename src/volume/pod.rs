@@ -32,8 +32,8 @@ use crate::units::format_size;
 
 /// Largest volume: what the protocols and the map can address, with room to spare.
 pub const VOLUME_BYTES_MAX: u64 = MAP_BLOCKS_MAX * BLOCK_BYTES_U64;
-/// Longest volume name, in bytes.
-const NAME_BYTES_MAX: usize = 128;
+/// Longest volume name, in bytes; the same as the management API's.
+pub const NAME_BYTES_MAX: usize = 64;
 
 /// What is fixed when a pod is created.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +55,9 @@ pub struct OpenOptions {
     pub map_cache_bytes: u64,
     /// Open with fewer members than the pod needs to be sure that no other half is open.
     pub force: bool,
+    /// Let blank devices take the places of missing ones; what those held is made again in the
+    /// background.
+    pub replace_missing: bool,
 }
 
 /// A volume to create.
@@ -201,6 +204,7 @@ impl Pod {
             cache_bytes: options.cache_bytes,
             map_cache_bytes: options.map_cache_bytes,
             force: options.force,
+            replace_missing: options.replace_missing,
         };
         let engine = Engine::open(env, devices.into_iter().flatten().collect(), options).await?;
         let records: Vec<VolumeRecord> =

@@ -19,10 +19,10 @@ use crate::engine::Engine;
 use crate::engine::block_status::BlockState;
 use crate::engine::catalog::VolumeRecord;
 use crate::engine::layer::Layer;
-use crate::engine::range_lock::RangeGuard;
 use crate::engine::range_lock::RangeLock;
 use crate::engine::read::BlockPiece;
 use crate::engine::write::ATOMIC_WRITE_BYTES;
+use crate::engine::write::ZeroRange;
 use crate::env::LocalBoxFuture;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -180,33 +180,39 @@ impl PodVolume {
         Ok(())
     }
 
-    /// Zeroes a range: whole blocks as one entry, partial ones at its ends by rewriting them.
-    /// All under one hold, so nothing overlapping comes in between.
+    /// Zeroes a range as one entry: whole blocks by a zero record, the partial ones at its ends
+    /// rewritten.
     async fn zero_range(&self, offset: u64, bytes: u64, mode: ZeroMode) -> Result<()> {
         let span = BlockSpan::of(offset, bytes);
         let hold = Arc::new(self.ranges.acquire(span.range()).await);
         let end = offset + bytes;
-        let inner = offset.div_ceil(BLOCK_BYTES_U64)..end / BLOCK_BYTES_U64;
-        if inner.start > inner.end || inner.is_empty() {
-            return self.rewrite_zero(&hold, offset, end).await;
+        let (first_whole, end_whole) = (offset.div_ceil(BLOCK_BYTES_U64), end / BLOCK_BYTES_U64);
+        let mut partial = Vec::new();
+        if first_whole > span.first {
+            partial.push(self.block_zeroed(span.first, offset, end).await?);
         }
-        if offset < inner.start * BLOCK_BYTES_U64 {
-            self.rewrite_zero(&hold, offset, inner.start * BLOCK_BYTES_U64).await?;
+        let last = span.end - 1;
+        if end_whole <= last && (last > span.first || partial.is_empty()) {
+            partial.push(self.block_zeroed(last, offset, end).await?);
         }
-        if inner.end * BLOCK_BYTES_U64 < end {
-            self.rewrite_zero(&hold, inner.end * BLOCK_BYTES_U64, end).await?;
-        }
-        let keep = mode == ZeroMode::KeepAllocated && bytes <= KEEP_ALLOCATED_BYTES_MAX;
-        let blocks = inner.end - inner.start;
-        self.engine.zero(&self.layer, hold, Lba(inner.start), blocks, keep).await
+        let range = ZeroRange {
+            partial,
+            lba: Lba(first_whole),
+            blocks: end_whole.saturating_sub(first_whole),
+            keep_allocated: mode == ZeroMode::KeepAllocated && bytes <= KEEP_ALLOCATED_BYTES_MAX,
+        };
+        self.engine.zero(&self.layer, hold, &range).await
     }
 
-    /// Zeroes `from..to`, which lies in at most two blocks, by rewriting them.
-    async fn rewrite_zero(&self, hold: &Arc<RangeGuard>, from: u64, to: u64) -> Result<()> {
-        let span = BlockSpan::of(from, to - from);
-        let zeroes = Bytes::from(vec![0; bytes_usize(to - from)]);
-        let data = self.widen(&span, zeroes).await?;
-        self.engine.write(&self.layer, Arc::clone(hold), Lba(span.first), &data).await
+    /// Block `lba` with what `offset..end` covers of it zeroed. The caller holds the range.
+    async fn block_zeroed(&self, lba: u64, offset: u64, end: u64) -> Result<(Lba, Bytes)> {
+        let start = lba * BLOCK_BYTES_U64;
+        let from = bytes_usize(offset.saturating_sub(start));
+        let to = bytes_usize((end - start).min(BLOCK_BYTES_U64));
+        let mut block = BytesMut::zeroed(BLOCK_BYTES);
+        self.fill_block(lba, &mut block).await?;
+        block[from..to].fill(0);
+        Ok((Lba(lba), block.freeze()))
     }
 }
 

@@ -7,4 +7,5 @@ mod api;
 mod start;
 mod stop;
 mod support;
+mod tls;
 mod volumes;

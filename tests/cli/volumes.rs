@@ -36,6 +36,15 @@ fn a_volume_lives_from_create_to_delete() {
 
     assert_eq!(node.weft(&["volume", "delete", "db"]).code, Some(0));
     assert_eq!(node.json(&["volume", "list"]), serde_json::json!([]));
+
+    // Which node, said before the command or within it.
+    let (data, api) = (text(&node.data), node.data.join("weft.sock"));
+    let created = weft(&["--data", data, "volume", "create", "a", "--size", "1GiB"]);
+    assert_eq!(created.code, Some(0), "{created:?}");
+    let listed = weft(&["--api", text(&api), "volume", "list"]);
+    assert!(listed.code == Some(0) && listed.out.contains("1 GiB"), "{listed:?}");
+    let listed = weft(&["volume", "--api", text(&api), "list"]);
+    assert_eq!(listed.code, Some(0), "{listed:?}");
     node.stop();
 }
 
@@ -55,6 +64,7 @@ fn every_refusal_has_its_exit_code() {
         (2, &["volume", "create", "a", "--size", "ten"], "not a size"),
         (2, &["volume", "create", "a"], "--size"),
         (2, &["volumes"], "unrecognized"),
+        (2, &["--nbd", "127.0.0.1:0", "status"], "--nbd"),
     ] {
         let done = node.weft(arguments);
         assert_eq!(done.code, Some(code), "{arguments:?}: {done:?}");

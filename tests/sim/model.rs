@@ -30,38 +30,44 @@ pub struct Model {
     next_id: u64,
     /// Writes that may still be read, by sector; 0 is "never written".
     sectors: Vec<Vec<u64>>,
+    /// Writes that only reads under way may still see, by sector, with when they were superseded.
+    retired: Vec<Vec<(u64, u64)>>,
+    /// When the reads under way began.
+    reading: Vec<u64>,
+    /// All content is noise, so that nothing compresses.
+    noise: bool,
 }
 
-/// The content that write `id` gives `sector`: half noise, half the same, so that it compresses,
-/// but not to nothing; some writes are pure noise.
-pub fn content(id: u64, sector: u64, out: &mut [u8]) {
+/// The content that write `id` gives `sector`: noise first, then one byte repeated, so that it
+/// compresses, but not to nothing; some writes are pure noise.
+pub fn content(id: u64, sector: u64, noise: bool, out: &mut [u8]) {
     assert_eq!(out.len(), SECTOR);
     let mut state =
         id.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ sector.wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let noise = if id.is_multiple_of(4) { SECTOR } else { SECTOR / 4 };
-    for (at, byte) in out.iter_mut().enumerate() {
-        if at < noise {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            *byte = (state >> 56) as u8;
-        } else {
-            *byte = (id % 251) as u8;
-        }
+    let noisy = if noise || id.is_multiple_of(4) { SECTOR } else { SECTOR / 4 };
+    let (words, rest) = out.split_at_mut(noisy);
+    for word in words.chunks_exact_mut(8) {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        word.copy_from_slice(&(state ^ state >> 29).to_le_bytes());
     }
+    rest.fill((id % 251) as u8);
     out[..8].copy_from_slice(&id.to_le_bytes());
     out[8..16].copy_from_slice(&sector.to_le_bytes());
 }
 
 impl Model {
-    pub fn new(sectors: u64) -> Self {
+    pub fn new(sectors: u64, noise: bool) -> Self {
         let never_written =
             Write { issued: 0, acked: 0, zero: true, first: 0, sectors, atomic: false };
         Self {
             clock: 1,
             writes: BTreeMap::from([(0, never_written)]),
             next_id: 1,
-            sectors: (0..sectors).map(|_| vec![0]).collect(),
+            sectors: vec![vec![0]; sectors as usize],
+            retired: vec![Vec::new(); sectors as usize],
+            reading: Vec::new(),
+            noise,
         }
     }
 
@@ -87,7 +93,7 @@ impl Model {
         let write = self.writes[&id];
         let mut bytes = vec![0; write.sectors as usize * SECTOR];
         for (at, chunk) in bytes.chunks_mut(SECTOR).enumerate() {
-            content(id, write.first + at as u64, chunk);
+            content(id, write.first + at as u64, self.noise, chunk);
         }
         bytes
     }
@@ -98,23 +104,41 @@ impl Model {
         let write = self.writes.get_mut(&id).expect("issued");
         write.acked = write.acked.min(now);
         let write = *write;
+        let oldest_read = self.reading.iter().copied().min().unwrap_or(now);
         for sector in write.first..write.first + write.sectors {
-            let writes = &self.writes;
-            self.sectors[sector as usize]
-                .retain(|other| *other == id || writes[other].acked >= write.issued);
+            let sector = sector as usize;
+            let (writes, retired) = (&self.writes, &mut self.retired[sector]);
+            retired.retain(|(_, superseded)| *superseded >= oldest_read);
+            self.sectors[sector].retain(|other| {
+                let stays = *other == id || writes[other].acked >= write.issued;
+                if !stays && oldest_read < now {
+                    retired.push((*other, now));
+                }
+                stays
+            });
         }
     }
 
-    /// A write was refused: it may be there in part, unless it was atomic, or not at all.
-    pub fn refused(&mut self, _id: u64) {}
-
     /// A read begins; the token is for [`Model::check`].
     pub fn begin_read(&mut self) -> u64 {
-        self.tick()
+        let begun = self.tick();
+        self.reading.push(begun);
+        begun
+    }
+
+    /// A read failed.
+    pub fn end_read(&mut self, begun: u64) {
+        self.reading.retain(|other| *other != begun);
     }
 
     /// Checks what a read returned. `candidates` were allowed when it began or came in since.
     pub fn check(&mut self, begun: u64, first: u64, bytes: &[u8]) -> Result<(), String> {
+        let outcome = self.check_read(begun, first, bytes);
+        self.end_read(begun);
+        outcome
+    }
+
+    fn check_read(&mut self, begun: u64, first: u64, bytes: &[u8]) -> Result<(), String> {
         let mut seen: Vec<(u64, u64)> = Vec::new();
         for (at, data) in bytes.chunks(SECTOR).enumerate() {
             let sector = first + at as u64;
@@ -154,7 +178,7 @@ impl Model {
         };
         if id.is_some() {
             let mut expected = [0; SECTOR];
-            content(found, sector, &mut expected);
+            content(found, sector, self.noise, &mut expected);
             if data != expected {
                 return Err(format!("sector {sector}: write {found} is there, but damaged"));
             }
@@ -165,39 +189,32 @@ impl Model {
     /// Writes a read of `sector` that began at `begun` may return: everything still possible now,
     /// and what an acknowledgement during the read made impossible.
     fn allowed(&self, begun: u64, sector: u64) -> Vec<u64> {
-        let covering =
-            |write: &Write| write.first <= sector && sector < write.first + write.sectors;
-        let superseded = |write: &Write| {
-            self.sectors[sector as usize].iter().any(|other| {
+        let (now, retired) = (&self.sectors[sector as usize], &self.retired[sector as usize]);
+        let retired = || retired.iter().map(|(id, _)| id);
+        let superseded = |id: &u64| {
+            let acked = self.writes[id].acked;
+            now.iter().chain(retired()).any(|other| {
                 let other = &self.writes[other];
-                other.acked < begun && other.issued > write.acked
+                other.acked < begun && other.issued > acked
             })
         };
-        let recent = self.writes.iter().rev().take_while(|(id, _)| **id + 4096 > self.next_id);
-        let mut allowed: Vec<u64> = recent
-            .filter(|(_, write)| covering(write) && !superseded(write))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in &self.sectors[sector as usize] {
-            if !allowed.contains(id) && !superseded(&self.writes[id]) {
-                allowed.push(*id);
-            }
-        }
-        allowed
+        now.iter().chain(retired()).copied().filter(|id| !superseded(id)).collect()
     }
 
     /// If an atomic write is seen on one sector, none of its other sectors may show a value that
     /// is certainly older.
     fn check_atomic(&self, seen: &[(u64, u64)]) -> Result<(), String> {
-        for (_, id) in seen {
+        let mut ids: Vec<u64> = seen.iter().map(|(_, id)| *id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        for id in &ids {
             let write = self.writes[id];
             if !write.atomic || write.zero {
                 continue;
             }
             for (sector, other) in seen {
                 let inside = write.first <= *sector && *sector < write.first + write.sectors;
-                if inside && other != id && self.writes[other].acked < write.issued && *other != *id
-                {
+                if inside && other != id && self.writes[other].acked < write.issued {
                     let newer_zero = self.sectors[*sector as usize].iter().any(|candidate| {
                         let candidate = &self.writes[candidate];
                         candidate.zero && candidate.acked >= write.issued
@@ -219,6 +236,7 @@ impl Model {
             let sector = first + at as u64;
             let id = self.value_of(begun, sector, data)?;
             self.sectors[sector as usize] = vec![id];
+            self.retired[sector as usize].clear();
         }
         Ok(())
     }
@@ -228,6 +246,8 @@ impl Model {
         let now = self.tick();
         let kept: std::collections::BTreeSet<u64> =
             self.sectors.iter().flatten().copied().collect();
+        self.retired.iter_mut().for_each(Vec::clear);
+        self.reading.clear();
         self.writes.retain(|id, _| *id == 0 || kept.contains(id));
         for write in self.writes.values_mut() {
             write.acked = write.acked.min(now);

@@ -1,18 +1,23 @@
 //! One seed: a pod on simulated devices, hosts that read and write, faults, crashes, restarts.
 
+use std::cell::Cell;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::Either;
+use futures_util::future::select;
 use weft::device::sim::SimDisk;
 use weft::device::sim::SimFaults;
 use weft::device::sim::SimProfile;
 use weft::env::EnvRef;
+use weft::env::Rng;
 use weft::env::sim::Choose;
 use weft::env::sim::SeededRng;
 use weft::env::sim::SimEnv;
+use weft::error::Error;
 use weft::error::ErrorKind;
 use weft::volume::Piece;
 use weft::volume::VolumeDirectory;
@@ -25,97 +30,58 @@ use weft::volume::pod::VolumeSpec;
 
 use crate::model::Model;
 use crate::model::SECTOR;
+use crate::side::Sides;
+use crate::swarm::Swarm;
 
 /// Sectors the hosts use, in windows spread over a large volume so that maps have depth.
-const WINDOW_SECTORS: u64 = 1024;
-const WINDOWS: u64 = 4;
+pub const WINDOW_SECTORS: u64 = 1024;
 const WINDOW_STRIDE_BYTES: u64 = 3 << 30;
-const VOLUME_BYTES: u64 = 16 << 30;
+const VOLUME_BYTES: u64 = 64 << 30;
 /// One life of the pod takes at most this long, in virtual time.
-const LIFE_MAX: Duration = Duration::from_secs(600);
-
-/// What a seed draws before it begins.
-struct Swarm {
-    devices: usize,
-    data: usize,
-    parity: usize,
-    device_bytes: u64,
-    hosts: usize,
-    operations: usize,
-    lives: usize,
-    /// Devices that may misbehave, at most m.
-    faulty: Vec<usize>,
-    read_errors: bool,
-    rot: bool,
-    lost_writes: bool,
-    misdirected: bool,
-    slow: bool,
-    hang: bool,
-    gone: bool,
-    latency_max: Duration,
-    sector_bytes: u64,
-    cache_bytes: u64,
-    map_cache_bytes: u64,
-}
-
-impl Swarm {
-    fn draw(rng: &SeededRng) -> Self {
-        let (devices, data, parity) =
-            [(6, 4, 2), (3, 2, 1), (5, 2, 2), (7, 3, 2), (3, 1, 1), (6, 3, 1)]
-                [rng.below(6) as usize];
-        let chance = |percent: u32| rng.chance(percent * 10_000);
-        let mut faulty: Vec<usize> = (0..devices).collect();
-        for at in 0..devices {
-            faulty.swap(at, at + rng.below((devices - at) as u64) as usize);
-        }
-        faulty.truncate(rng.below(parity as u64 + 1) as usize);
-        Self {
-            devices,
-            data,
-            parity,
-            device_bytes: (6 + rng.below(20)) << 20,
-            hosts: 1 + rng.below(6) as usize,
-            operations: 10 + rng.below(120) as usize,
-            lives: 2 + rng.below(4) as usize,
-            faulty,
-            read_errors: chance(30),
-            rot: chance(40),
-            lost_writes: chance(20),
-            misdirected: chance(20),
-            slow: chance(20),
-            hang: chance(10),
-            gone: chance(20),
-            latency_max: Duration::from_micros(50 + rng.below(5_000)),
-            sector_bytes: if chance(20) { 4096 } else { 512 },
-            cache_bytes: if chance(50) { 64 << 10 } else { 8 << 20 },
-            map_cache_bytes: if chance(50) { 16 << 10 } else { 8 << 20 },
-        }
-    }
-
-    fn faults(&self, rng: &SeededRng) -> SimFaults {
-        let ppm = |on: bool, most: u64| if on { rng.below(most) as u32 } else { 0 };
-        SimFaults {
-            read_error_ppm: ppm(self.read_errors, 100_000),
-            lost_write_ppm: ppm(self.lost_writes, 50_000),
-            misdirected_write_ppm: ppm(self.misdirected, 20_000),
-            slow_ppm: ppm(self.slow, 200_000),
-            slow_by: Duration::from_millis(1 + rng.below(900)),
-            hang_ppm: ppm(self.hang, 5_000),
-            ..SimFaults::default()
-        }
-    }
-}
+pub const LIFE_MAX: Duration = Duration::from_secs(900);
+/// After trims a full pod must take writes again within this time.
+const ROOM_MAX: Duration = Duration::from_secs(60);
+/// Bytes of the journal's ring.
+pub const JOURNAL_BYTES: u64 = 1 << 20;
 
 /// A seed under way.
 pub struct World {
-    seed: u64,
-    rng: Rc<SeededRng>,
-    env: Arc<SimEnv>,
-    swarm: Rc<Swarm>,
-    disks: Vec<SimDisk>,
-    model: Rc<RefCell<Model>>,
-    failure: Rc<RefCell<Option<String>>>,
+    pub seed: u64,
+    pub rng: Rc<SeededRng>,
+    pub env: Arc<SimEnv>,
+    pub swarm: Rc<Swarm>,
+    pub disks: Vec<SimDisk>,
+    /// Which devices are attached.
+    pub attached: RefCell<Vec<bool>>,
+    /// The pod's UUID.
+    pub pod: Cell<uuid::Uuid>,
+    pub model: Rc<RefCell<Model>>,
+    sides: Rc<Sides>,
+    failure: Failure,
+    /// The pod is being closed: requests may be refused for that.
+    closing: Rc<Cell<bool>>,
+    /// After a crash that split the pod: in how many lives the faulty devices are away.
+    split: Cell<Option<u32>>,
+    /// A split is being played out in this life: little is written.
+    quiet: Cell<bool>,
 }
+
+/// Chance that always says the same.
+struct Fixed(u64);
+
+impl Rng for Fixed {
+    fn random_u64(&self) -> u64 {
+        self.0
+    }
+}
+
+/// For [`SimDisk::crash`]: nothing that is not durable survives.
+const LOSE_ALL: Fixed = Fixed(0);
+/// For [`SimDisk::crash`]: everything survives.
+const KEEP_ALL: Fixed = Fixed(1 << 62 | 1);
+
+/// The first thing a host found wrong.
+type Failure = Rc<RefCell<Option<String>>>;
 
 /// How a life ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,48 +98,60 @@ fn offset_of(sector: u64) -> u64 {
     sector / WINDOW_SECTORS * WINDOW_STRIDE_BYTES + sector % WINDOW_SECTORS * SECTOR as u64
 }
 
-/// Runs one seed; the hash is of everything that happened.
-pub fn run(seed: u64) -> Result<u64, String> {
-    let rng = SeededRng::new(seed);
-    let swarm = Swarm::draw(&rng);
-    let env = SimEnv::new(seed);
-    let disks = (0..swarm.devices)
-        .map(|index| {
-            let mut profile = SimProfile::new(swarm.device_bytes);
-            profile.sector_bytes = swarm.sector_bytes;
-            profile.latency_max = profile.latency_min + swarm.latency_max;
-            SimDisk::new(format!("disk-{index}"), profile)
-        })
-        .collect();
-    let world = World {
-        seed,
-        rng: Rc::new(rng),
-        env,
-        swarm: Rc::new(swarm),
-        disks,
-        model: Rc::new(RefCell::new(Model::new(WINDOWS * WINDOW_SECTORS))),
-        failure: Rc::default(),
-    };
-    let outcome = world.all_lives();
-    let hash = world.env.trace_hash();
-    world.env.halt();
-    outcome.map(|()| hash).map_err(|what| format!("seed {}: {what}", world.seed))
+fn text(error: &Error) -> String {
+    error.chain()
 }
 
 impl World {
-    fn all_lives(&self) -> Result<(), String> {
+    pub fn new(seed: u64) -> Self {
+        let rng = SeededRng::new(seed);
+        let swarm = Swarm::draw(&rng);
+        let disks: Vec<SimDisk> = (0..swarm.devices)
+            .map(|index| {
+                let mut profile = SimProfile::new(swarm.device_bytes);
+                profile.sector_bytes = swarm.sector_bytes;
+                profile.latency_max = profile.latency_min + swarm.latency_max;
+                SimDisk::new(format!("disk-{index}"), profile)
+            })
+            .collect();
+        Self {
+            seed,
+            rng: Rc::new(rng),
+            env: SimEnv::new(seed),
+            attached: RefCell::new(vec![true; disks.len()]),
+            disks,
+            pod: Cell::default(),
+            model: Rc::new(RefCell::new(Model::new(swarm.windows * WINDOW_SECTORS, swarm.full))),
+            swarm: Rc::new(swarm),
+            sides: Rc::default(),
+            failure: Rc::default(),
+            closing: Rc::default(),
+            split: Cell::default(),
+            quiet: Cell::default(),
+        }
+    }
+
+    pub fn all_lives(&self) -> Result<(), String> {
         self.create()?;
         for life in 0..self.swarm.lives {
             self.live(life).map_err(|what| format!("life {life}: {what}"))?;
         }
-        // A last, quiet life: everything must be there.
-        self.quiet_life()
+        let beyond = self.beyond_the_contract().map_err(|what| format!("beyond: {what}"))?;
+        if beyond.is_continue() {
+            // A last, quiet life: everything must be there.
+            self.quiet_life().map_err(|what| format!("last life: {what}"))?;
+        }
+        Ok(())
     }
 
-    fn process(&self) -> (Arc<SimEnv>, EnvRef) {
+    pub fn process(&self) -> (Arc<SimEnv>, EnvRef) {
         let process = self.env.process();
         let env: EnvRef = process.clone();
         (process, env)
+    }
+
+    pub fn chance(&self, percent: u32) -> bool {
+        self.rng.chance(percent * 10_000)
     }
 
     fn create(&self) -> Result<(), String> {
@@ -181,60 +159,59 @@ impl World {
         let options = FormatOptions {
             data_strips: self.swarm.data,
             parity_strips: self.swarm.parity,
-            journal_bytes: 1 << 20,
+            journal_bytes: JOURNAL_BYTES,
         };
         let result = process.run_for(LIFE_MAX, async {
             let devices: Vec<_> = self.disks.iter().map(|disk| disk.open(&env)).collect();
-            Pod::format(&env, &devices, &options).await.map_err(|error| error.chain())?;
-            let pod = self.open(&env).await?;
+            let pod = Pod::format(&env, &devices, &options).await.map_err(|e| text(&e))?;
+            self.pod.set(pod);
+            let pod = self.open(&env).await.map_err(|e| text(&e))?;
             let spec = VolumeSpec {
                 name: "v".into(),
                 size_bytes: VOLUME_BYTES,
                 logical_block_bytes: 512,
                 read_only: false,
             };
-            pod.create_volume(spec).await.map(drop).map_err(|error| error.chain())
+            pod.create_volume(spec).await.map(drop).map_err(|e| text(&e))
         });
         process.halt();
         self.disks.iter().for_each(|disk| disk.crash(&*self.rng));
         result.map_err(|stalled| format!("create: {stalled}"))?
     }
 
-    async fn open(&self, env: &EnvRef) -> Result<Arc<Pod>, String> {
+    pub async fn open(&self, env: &EnvRef) -> weft::error::Result<Arc<Pod>> {
         let options = OpenOptions {
             cache_bytes: self.swarm.cache_bytes,
             map_cache_bytes: self.swarm.map_cache_bytes,
             force: false,
+            replace_missing: false,
         };
-        let devices = self.disks.iter().map(|disk| Some(disk.open(env))).collect();
-        Pod::open(Arc::clone(env), devices, options).await.map_err(|error| error.chain())
+        let attached = self.attached.borrow().clone();
+        let devices =
+            self.disks.iter().zip(attached).map(|(disk, there)| there.then(|| disk.open(env)));
+        Pod::open(Arc::clone(env), devices.collect(), options).await
     }
 
     fn live(&self, life: usize) -> Result<(), String> {
         self.break_things();
+        self.closing.set(false);
         let (process, env) = self.process();
         let end = [End::Crash, End::Crash, End::Kill, End::Close][self.rng.below(4) as usize];
-        let cut_short = self.rng.chance(700_000);
-        let limit = Duration::from_millis(1 + self.rng.below(3_000));
+        let cut_open = self.swarm.cut_opens && self.chance(30);
+        let open_limit = Duration::from_micros(self.rng.below(100_000));
         let result = process.run_for(LIFE_MAX, async {
-            let pod = self.open(&env).await?;
-            self.read_all(&pod, true).await?;
-            self.model.borrow_mut().end_of_life();
-            let hosts = self.start_hosts(&env, &pod);
-            if cut_short && end != End::Close {
-                env.sleep(limit).await;
-                return Ok(());
+            let body = std::pin::pin!(self.life(&env, end));
+            if !cut_open {
+                return body.await;
             }
-            hosts.await;
-            self.read_all(&pod, false).await?;
-            if end == End::Close {
-                pod.close().await.map_err(|error| error.chain())?;
+            match select(body, env.sleep(open_limit)).await {
+                Either::Left((outcome, _)) => outcome,
+                Either::Right(((), _)) => Ok(()),
             }
-            Ok::<(), String>(())
         });
         process.halt();
         match end {
-            End::Crash => self.disks.iter().for_each(|disk| disk.crash(&*self.rng)),
+            End::Crash => self.lose_power(),
             End::Kill | End::Close => self.disks.iter().for_each(|disk| disk.kill(&*self.rng)),
         }
         self.env.trace(life as u64);
@@ -244,32 +221,99 @@ impl World {
         result.map_err(|stalled| format!("no progress: {stalled}"))?
     }
 
-    fn quiet_life(&self) -> Result<(), String> {
+    /// Power loss. Sometimes it splits the pod: the last writes are on the faulty devices only,
+    /// which then are away in the next life or the one after.
+    fn lose_power(&self) {
+        if self.swarm.faulty.is_empty() || !self.chance(30) {
+            return self.disks.iter().for_each(|disk| disk.crash(&*self.rng));
+        }
+        for (index, disk) in self.disks.iter().enumerate() {
+            let faulty = self.swarm.faulty.contains(&index);
+            disk.crash(if faulty { &KEEP_ALL } else { &LOSE_ALL });
+        }
+        self.split.set(Some(u32::from(self.chance(50))));
+    }
+
+    async fn life(&self, env: &EnvRef, end: End) -> Result<(), String> {
+        let pod = self.open(env).await.map_err(|e| text(&e))?;
+        self.read_all(&pod, true).await?;
+        self.model.borrow_mut().end_of_life();
+        self.sides.settle(&pod).await?;
+        if self.chance(if self.quiet.get() { 60 } else { 10 }) {
+            return Ok(()); // Nothing is written at all.
+        }
+        let hosts = self.start_hosts(env, &pod);
+        if self.chance(60) {
+            env.sleep(Duration::from_micros(self.rng.below(1000 << self.rng.below(13)))).await;
+            if end == End::Close {
+                self.closing.set(true);
+                return pod.close().await.map_err(|e| text(&e));
+            }
+            return Ok(());
+        }
+        hosts.await;
+        self.read_all(&pod, false).await?;
+        if self.swarm.full {
+            self.make_room(env, &pod).await?;
+        }
+        if end == End::Close {
+            pod.close().await.map_err(|e| text(&e))?;
+        }
+        Ok(())
+    }
+
+    /// Trims all there is; then writes must be taken again.
+    async fn make_room(&self, env: &EnvRef, pod: &Arc<Pod>) -> Result<(), String> {
+        let host = self.host(pod, 0);
+        let sectors = self.swarm.windows * WINDOW_SECTORS;
+        host.zero_sectors(0, sectors, ZeroMode::Deallocate).await?;
+        let begun = env.now();
+        for window in 0..self.swarm.windows {
+            while host.write_sectors(window * WINDOW_SECTORS, 128).await? == Outcome::Full {
+                if env.now().saturating_sub(begun) > ROOM_MAX {
+                    return Err("the pod was trimmed and is still full".into());
+                }
+                env.sleep(Duration::from_millis(100)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all faults.
+    pub fn repair(&self) {
+        self.attached.borrow_mut().fill(true);
         for disk in &self.disks {
             disk.set_faults(SimFaults::default());
             disk.release();
         }
+    }
+
+    fn quiet_life(&self) -> Result<(), String> {
+        self.repair();
         let (process, env) = self.process();
         let result = process.run_for(LIFE_MAX, async {
-            let pod = self.open(&env).await?;
+            let pod = self.open(&env).await.map_err(|e| text(&e))?;
             self.read_all(&pod, true).await?;
-            pod.close().await.map_err(|error| error.chain())?;
-            Ok::<(), String>(())
+            self.sides.settle(&pod).await?;
+            pod.close().await.map_err(|e| text(&e))
         });
         process.halt();
-        result.map_err(|stalled| format!("last life: {stalled}"))?
+        result.map_err(|stalled| format!("no progress: {stalled}"))?
     }
 
     /// New faults for the faulty devices, and none for the others.
     fn break_things(&self) {
-        for disk in &self.disks {
-            disk.set_faults(SimFaults::default());
-            disk.release();
-        }
+        self.repair();
+        let away = self.split.get() == Some(0);
+        self.quiet.set(self.split.get().is_some());
+        self.split.set(self.split.get().and_then(|lives| lives.checked_sub(1)));
         for index in &self.swarm.faulty {
             let disk = &self.disks[*index];
-            disk.set_faults(self.swarm.faults(&self.rng));
-            if self.swarm.rot {
+            disk.set_faults(self.swarm.draw_faults(&self.rng));
+            if away || (self.swarm.faults.absent && self.chance(40)) {
+                self.attached.borrow_mut()[*index] = false;
+            }
+            if self.swarm.faults.rot {
                 for _ in 0..self.rng.below(20) {
                     let offset = self.rng.below(self.swarm.device_bytes - 65536);
                     disk.rot(offset, 65536, &*self.rng);
@@ -278,28 +322,42 @@ impl World {
         }
     }
 
+    fn host(&self, pod: &Arc<Pod>, number: u64) -> Host {
+        let seed = self.seed ^ (number + 1) << 32 ^ self.rng.below(u64::MAX);
+        Host {
+            rng: SeededRng::new(seed),
+            volume: pod.find("v").expect("created"),
+            swarm: Rc::clone(&self.swarm),
+            model: Rc::clone(&self.model),
+            failure: Rc::clone(&self.failure),
+            closing: Rc::clone(&self.closing),
+        }
+    }
+
     /// Starts the hosts; the future completes when all have done their operations.
     fn start_hosts(&self, env: &EnvRef, pod: &Arc<Pod>) -> impl Future<Output = ()> + use<> {
         let (done, mut all_done) = tokio::sync::mpsc::channel::<()>(1);
         for number in 0..self.swarm.hosts {
-            let volume = pod.find("v").expect("created");
-            let host = Host {
-                rng: SeededRng::new(
-                    self.seed ^ (number as u64 + 1) << 32 ^ self.rng.below(u64::MAX),
-                ),
-                volume,
-                model: Rc::clone(&self.model),
-                failure: Rc::clone(&self.failure),
-            };
-            let (done, operations) = (done.clone(), self.swarm.operations);
+            let host = self.host(pod, number as u64);
+            let done = done.clone();
+            let task_env = Arc::clone(env);
             env.spawn(Box::pin(async move {
-                for _ in 0..operations {
-                    host.operate().await;
+                host.work(&task_env).await;
+                drop(done);
+            }));
+        }
+        if self.swarm.side_volumes {
+            let (sides, failure) = (Rc::clone(&self.sides), Rc::clone(&self.failure));
+            let (pod, rng) = (Arc::clone(pod), SeededRng::new(self.rng.below(u64::MAX)));
+            let done = done.clone();
+            env.spawn(Box::pin(async move {
+                if let Err(what) = sides.churn(&pod, &rng, rng.below(8)).await {
+                    failure.borrow_mut().get_or_insert(what);
                 }
                 drop(done);
             }));
         }
-        if self.swarm.gone {
+        if self.swarm.faults.gone {
             self.lose_devices(env);
         }
         drop(done);
@@ -324,11 +382,13 @@ impl World {
     /// Reads everything the hosts use; `settle` makes what is there final.
     async fn read_all(&self, pod: &Arc<Pod>, settle: bool) -> Result<(), String> {
         let volume = pod.find("v").ok_or("the volume is gone")?;
-        for first in (0..WINDOWS * WINDOW_SECTORS).step_by(128) {
+        for first in (0..self.swarm.windows * WINDOW_SECTORS).step_by(128) {
             let begun = self.model.borrow_mut().begin_read();
-            let bytes = read(&volume, first, 128).await.map_err(|error| error.chain())?;
+            let bytes = read_sectors(&volume, offset_of(first), 128).await;
+            let bytes = bytes.map_err(|error| format!("read failed: {}", error.chain()))?;
             let mut model = self.model.borrow_mut();
             if settle {
+                model.end_read(begun);
                 model.settle(first, &bytes)?;
             } else {
                 model.check(begun, first, &bytes)?;
@@ -336,13 +396,31 @@ impl World {
         }
         Ok(())
     }
+
+    /// Reads everything: what can be read must be right.
+    pub async fn read_what_can_be(&self, pod: &Arc<Pod>) -> Result<(), String> {
+        let Some(volume) = pod.find("v") else { return Err("the volume is gone".into()) };
+        for first in (0..self.swarm.windows * WINDOW_SECTORS).step_by(128) {
+            let begun = self.model.borrow_mut().begin_read();
+            match read_sectors(&volume, offset_of(first), 128).await {
+                Ok(bytes) => self.model.borrow_mut().check(begun, first, &bytes)?,
+                Err(_) => self.model.borrow_mut().end_read(begun),
+            }
+        }
+        Ok(())
+    }
 }
 
-async fn read(volume: &VolumeRef, first: u64, sectors: u64) -> weft::error::Result<Vec<u8>> {
+/// Reads as a target does: from RAM if that is possible, else by asking devices.
+pub async fn read_sectors(
+    volume: &VolumeRef,
+    offset: u64,
+    sectors: u64,
+) -> weft::error::Result<Vec<u8>> {
     let bytes = u32::try_from(sectors * SECTOR as u64).expect("small");
     let mut pieces = Vec::new();
-    if !volume.try_read(offset_of(first), bytes, &mut pieces)? {
-        pieces = Arc::clone(volume).read(offset_of(first), bytes).await?;
+    if !volume.try_read(offset, bytes, &mut pieces)? {
+        pieces = Arc::clone(volume).read(offset, bytes).await?;
     }
     let mut out = Vec::new();
     for piece in pieces {
@@ -354,18 +432,45 @@ async fn read(volume: &VolumeRef, first: u64, sectors: u64) -> weft::error::Resu
     Ok(out)
 }
 
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Full,
+}
+
 /// A host doing one thing after another.
 struct Host {
     rng: SeededRng,
     volume: VolumeRef,
+    swarm: Rc<Swarm>,
     model: Rc<RefCell<Model>>,
-    failure: Rc<RefCell<Option<String>>>,
+    failure: Failure,
+    closing: Rc<Cell<bool>>,
 }
 
 impl Host {
+    async fn work(&self, env: &EnvRef) {
+        for _ in 0..self.swarm.operations {
+            if let Err(what) = self.operate().await {
+                self.failure.borrow_mut().get_or_insert(what);
+                return;
+            }
+            if self.swarm.lazy && self.rng.chance(20_000) {
+                env.sleep(Duration::from_millis(self.rng.below(40_000))).await;
+            }
+        }
+    }
+
     /// A range within one window: mostly whole blocks, sometimes single sectors.
     fn range(&self) -> (u64, u64) {
-        let window = self.rng.below(WINDOWS) * WINDOW_SECTORS;
+        let window = self.rng.below(self.swarm.windows) * WINDOW_SECTORS;
+        if self.swarm.hot {
+            let sectors: u64 = [1, 3, 8, 8, 8, 16][self.rng.below(6) as usize];
+            let first = self.rng.below(32);
+            let first = if sectors.is_multiple_of(8) { first / 8 * 8 } else { first };
+            return (window * self.rng.below(2) + first, sectors);
+        }
         let sectors = match self.rng.below(10) {
             0 => 1 + self.rng.below(12),
             1..=5 => 8,
@@ -377,19 +482,18 @@ impl Host {
         (window + first, sectors)
     }
 
-    async fn operate(&self) {
-        let outcome = match self.rng.below(20) {
-            0..=9 => self.write().await,
+    async fn operate(&self) -> Result<(), String> {
+        match self.rng.below(20) {
+            0..=9 => {
+                let (first, sectors) = self.range();
+                self.write_sectors(first, sectors).await.map(drop)
+            }
             10..=11 => self.zero().await,
             _ => self.read().await,
-        };
-        if let Err(what) = outcome {
-            self.failure.borrow_mut().get_or_insert(what);
         }
     }
 
-    async fn write(&self) -> Result<(), String> {
-        let (first, sectors) = self.range();
+    async fn write_sectors(&self, first: u64, sectors: u64) -> Result<Outcome, String> {
         let id = self.model.borrow_mut().issue(first, sectors, false, sectors <= 128);
         let bytes = Bytes::from(self.model.borrow().bytes(id));
         let result = Arc::clone(&self.volume).write(offset_of(first), bytes).await;
@@ -397,35 +501,56 @@ impl Host {
     }
 
     async fn zero(&self) -> Result<(), String> {
-        let (first, sectors) = self.range();
-        let id = self.model.borrow_mut().issue(first, sectors, true, false);
         let mode =
             if self.rng.chance(500_000) { ZeroMode::Deallocate } else { ZeroMode::KeepAllocated };
-        let bytes = sectors * SECTOR as u64;
-        let result = Arc::clone(&self.volume).zero(offset_of(first), bytes, mode).await;
-        self.acknowledge(id, result)
+        // Sometimes from somewhere in one window to somewhere in a later one.
+        let (first, sectors) = match self.rng.below(10) {
+            0 => {
+                let sectors = self.swarm.windows * WINDOW_SECTORS;
+                let first = self.rng.below(sectors);
+                (first, 1 + self.rng.below(sectors - first))
+            }
+            _ => self.range(),
+        };
+        self.zero_sectors(first, sectors, mode).await
     }
 
-    fn acknowledge(&self, id: u64, result: weft::error::Result<()>) -> Result<(), String> {
+    async fn zero_sectors(&self, first: u64, sectors: u64, mode: ZeroMode) -> Result<(), String> {
+        let id = self.model.borrow_mut().issue(first, sectors, true, false);
+        let offset = offset_of(first);
+        let end = offset_of(first + sectors - 1) + SECTOR as u64;
+        let result = Arc::clone(&self.volume).zero(offset, end - offset, mode).await;
+        self.acknowledge(id, result).map(drop)
+    }
+
+    fn acknowledge(&self, id: u64, result: weft::error::Result<()>) -> Result<Outcome, String> {
         match result {
             Ok(()) => {
                 self.model.borrow_mut().ack(id);
-                Ok(())
+                Ok(Outcome::Done)
             }
-            Err(error) if error.kind() == ErrorKind::NoSpace => {
-                self.model.borrow_mut().refused(id);
-                Ok(())
-            }
+            Err(error) if error.kind() == ErrorKind::NoSpace => Ok(Outcome::Full),
+            Err(error) if self.is_closing(&error) => Ok(Outcome::Done),
             Err(error) => Err(format!("write failed: {}", error.chain())),
         }
+    }
+
+    fn is_closing(&self, error: &Error) -> bool {
+        self.closing.get() && error.kind() == ErrorKind::ShuttingDown
     }
 
     async fn read(&self) -> Result<(), String> {
         let (first, sectors) = self.range();
         let begun = self.model.borrow_mut().begin_read();
-        let bytes = read(&self.volume, first, sectors)
-            .await
-            .map_err(|error| format!("read failed: {}", error.chain()))?;
-        self.model.borrow_mut().check(begun, first, &bytes)
+        match read_sectors(&self.volume, offset_of(first), sectors).await {
+            Ok(bytes) => self.model.borrow_mut().check(begun, first, &bytes),
+            Err(error) => {
+                self.model.borrow_mut().end_read(begun);
+                if self.is_closing(&error) {
+                    return Ok(());
+                }
+                Err(format!("read failed: {}", error.chain()))
+            }
+        }
     }
 }

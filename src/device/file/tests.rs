@@ -176,7 +176,10 @@ fn past_the_end_and_a_file_cut_short_are_errors() {
         let past = device.read(LEN, AlignedBuf::zeroed(4096)).await.map(|_| ());
         assert_eq!(past.map_err(|error| error.kind()), Err(ErrorKind::OutOfRange));
         let file = fs::OpenOptions::new().write(true).open(&scratch.0).expect("open");
+        file.set_len(2 * LEN).expect("grow");
+        assert_eq!(device.lost(), None);
         file.set_len(8192).expect("cut");
+        assert_eq!(device.lost(), Some("the file was truncated"));
         let cut = device.read(4096, AlignedBuf::zeroed(8192)).await.map(|_| ());
         assert_eq!(cut.map_err(|error| error.kind()), Err(ErrorKind::DeviceFailed));
     });
@@ -186,12 +189,12 @@ fn past_the_end_and_a_file_cut_short_are_errors() {
 fn deleted_file_is_noticed_and_wrong_paths_are_explained() {
     let scratch = Scratch::new("deleted");
     let device = FileDevice::create(&scratch.0, LEN, 0).expect("create");
-    assert!(device.still_there());
+    assert_eq!(device.lost(), None);
     let exists = FileDevice::create(&scratch.0, LEN, 0).map(|_| ()).expect_err("exists");
     assert_eq!(exists.kind(), ErrorKind::Exists);
-    assert!(device.still_there(), "a refused create must not remove what was there");
+    assert_eq!(device.lost(), None, "a refused create must not remove what was there");
     fs::remove_file(&scratch.0).expect("remove");
-    assert!(!device.still_there());
+    assert_eq!(device.lost(), Some("the file was deleted"));
     let open = |path: &Path| FileDevice::open(path, OpenMode::ReadWrite).map(|_| ());
     let kind = |path| open(path).expect_err("refused").kind();
     assert_eq!(kind(&scratch.0), ErrorKind::NotFound);

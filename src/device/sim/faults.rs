@@ -44,7 +44,7 @@ pub struct SimFaults {
     pub lost_write_ppm: u32,
     /// A write is acknowledged and stored at another offset.
     pub misdirected_write_ppm: u32,
-    /// An I/O never completes until [`SimDisk::release`].
+    /// An I/O never completes until [`super::SimDisk::release`].
     pub hang_ppm: u32,
     /// An I/O takes `slow_by` longer.
     pub slow_ppm: u32,
@@ -54,7 +54,7 @@ pub struct SimFaults {
     pub always_slow_by: Duration,
     /// All I/O fails with `DeviceFailed`. What is stored is there again when this ends.
     pub gone: bool,
-    /// No I/O completes until [`SimDisk::release`].
+    /// No I/O completes until [`super::SimDisk::release`].
     pub hung: bool,
     /// Writes into pages that hold nothing fail with `DeviceFull`.
     pub full: bool,

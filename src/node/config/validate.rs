@@ -49,6 +49,7 @@ pub(super) fn validate(file: raw::File, overrides: Overrides) -> Result<Config, 
         api_socket: socket("api.socket", file.api.socket, || data_dir.join("weft.sock"))?
             .ok_or_else(|| wrong(api_at, "api.socket", "the API needs a socket"))?,
         log: log(file.log, overrides.log_level)?,
+        replace_missing: overrides.replace_missing,
         data_dir,
     })
 }

@@ -8,7 +8,7 @@
 //! # Invariants
 //! * At most [`OPTION_DATA_BYTES_MAX`] bytes of one option are ever needed at once; what is longer
 //!   is thrown away as it comes and refused, or ends the connection.
-//! * At most [`OPTIONS_MAX`] options are answered, so a client cannot haggle for ever.
+//! * At most `OPTIONS_MAX` options are answered, so a client cannot haggle for ever.
 
 use std::sync::Arc;
 

@@ -88,7 +88,8 @@ pub struct NbdOptions {
     pub bytes_max: u64,
     /// Whether clients may list the exports.
     pub listable: bool,
-    /// Whether connections are encrypted; anything but `Off` needs `tls`.
+    /// Whether TCP connections are encrypted; anything but `Off` needs `tls`. Unix sockets never
+    /// are.
     pub tls_mode: TlsMode,
     /// From [`tls::load`].
     pub tls: Option<TlsAcceptor>,
@@ -210,7 +211,7 @@ impl NbdTarget {
         };
         let mut handshake = Handshake::new(
             Arc::clone(&self.directory),
-            self.options.tls_mode,
+            self.tls_mode(&socket),
             self.options.listable,
             &mut haggling.out,
         );
@@ -229,6 +230,15 @@ impl NbdTarget {
             },
             Ok(Haggled::Closed) => {}
             Err(reason) => self.handshake_failed(&reason),
+        }
+    }
+
+    /// A Unix socket is always plain: nobody listens in on it, and its file's mode says who may
+    /// connect.
+    fn tls_mode(&self, socket: &Socket) -> TlsMode {
+        match socket {
+            Socket::Tcp(_) => self.options.tls_mode,
+            Socket::Unix(_) => TlsMode::Off,
         }
     }
 

@@ -1,0 +1,161 @@
+//! Compares the tables of `docs/format.md` with the code.
+
+use std::fs;
+use std::path::Path;
+
+use weft::format::batch::BATCH_BYTES_MAX;
+use weft::format::layouts::Field;
+use weft::format::layouts::layouts;
+use weft::format::location::Location;
+use weft::format::location::RECORD_ALIGN;
+use weft::format::location::SECTORS_MAX;
+use weft::format::node::MAP_LEVELS;
+use weft::format::node::NODE_ENTRIES;
+use weft::format::root::CheckpointRoot;
+use weft::format::superblock::JOURNAL_OFFSET;
+use weft::format::superblock::SLOT_OFFSETS;
+use weft::format::table::PAGE_ENTRIES;
+use weft::format::table::Place;
+use weft::format::table::STRIPS_MAX;
+use weft::format::table::SegmentEntry;
+use weft::format::table::encode_page;
+use weft::format::unit::UNIT_BYTES;
+use weft::units::BLOCK_BYTES;
+use weft::units::IO_ALIGN;
+use weft::units::Lsn;
+use weft::units::SECTOR_BYTES;
+use weft::units::SegmentId;
+
+/// A row of a table: the heading above it, and its cells.
+struct Row {
+    heading: String,
+    cells: Vec<String>,
+}
+
+fn rows() -> Vec<Row> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/format.md");
+    let text = fs::read_to_string(page).expect("the page is part of the tree");
+    let (mut heading, mut rows) = (String::new(), Vec::new());
+    for line in text.lines() {
+        if let Some(title) = line.strip_prefix("##") {
+            heading = title.trim_start_matches('#').replace('`', "").trim().to_owned();
+        }
+        if let Some(cells) = line.strip_prefix("| ").and_then(|line| line.strip_suffix(" |")) {
+            let cells = cells.split(" | ").map(|cell| cell.replace('`', "").trim().to_owned());
+            rows.push(Row { heading: heading.clone(), cells: cells.collect() });
+        }
+    }
+    rows
+}
+
+/// The first three cells of the rows under `heading`, without the table's head.
+fn table(heading: &str) -> Vec<[String; 3]> {
+    let own = rows().into_iter().filter(|row| row.heading == heading).skip(1);
+    own.map(|row| std::array::from_fn(|cell| row.cells[cell].clone())).collect()
+}
+
+#[test]
+fn every_field_is_drawn_where_it_lies() {
+    let fields = layouts();
+    for structure in ["superblock", "batch", "record", "unit"] {
+        let own: Vec<&Field> = fields.iter().filter(|f| f.structure == structure).collect();
+        let drawn = table(structure);
+        let lies: Vec<[String; 3]> = own
+            .iter()
+            .map(|field| [field.offset.to_string(), field.bytes.to_string(), field.name.to_owned()])
+            .collect();
+        assert_eq!(drawn, lies, "docs/format.md, {structure}");
+        // The list itself has no gap, so nothing can be missing in both.
+        let mut end = 0;
+        for field in own {
+            assert_eq!(field.offset, end, "{structure}: {}", field.name);
+            end += field.bytes;
+        }
+    }
+    let end = |structure| {
+        let own = fields.iter().filter(|field| field.structure == structure);
+        own.map(|field| field.offset + field.bytes).max()
+    };
+    let ends = ["superblock", "batch", "record", "unit"].map(end);
+    assert_eq!(ends, [512, 96, 64, 64].map(Some));
+}
+
+#[test]
+fn constants_are_those_of_the_code() {
+    let constants: Vec<(String, String)> =
+        table("Constants").into_iter().map(|[name, value, _]| (name, value)).collect();
+    let expected = [
+        ("SLOT_OFFSET_0", SLOT_OFFSETS[0]),
+        ("SLOT_OFFSET_1", SLOT_OFFSETS[1]),
+        ("JOURNAL_OFFSET", JOURNAL_OFFSET),
+        ("IO_ALIGN", IO_ALIGN),
+        ("SECTOR_BYTES", SECTOR_BYTES),
+        ("BLOCK_BYTES", BLOCK_BYTES as u64),
+        ("BATCH_BYTES_MAX", BATCH_BYTES_MAX),
+        ("UNIT_BYTES", UNIT_BYTES as u64),
+        ("RECORD_ALIGN", RECORD_ALIGN),
+        ("SECTORS_MAX", SECTORS_MAX),
+        ("NODE_ENTRIES", NODE_ENTRIES as u64),
+        ("MAP_LEVELS", u64::from(MAP_LEVELS)),
+        ("PAGE_ENTRIES", PAGE_ENTRIES as u64),
+        ("STRIPS_MAX", STRIPS_MAX as u64),
+    ];
+    let expected = expected.map(|(name, value)| (name.to_owned(), value.to_string()));
+    assert_eq!(constants, expected);
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(*bytes[at..].first_chunk().expect("long enough"))
+}
+
+/// An entry whose fields hold 11, 1 (the flag), 13 to 16 and two places.
+fn entry() -> SegmentEntry {
+    SegmentEntry {
+        id: SegmentId(11),
+        metadata: true,
+        rows: 13,
+        live_blocks: 14,
+        blocks_written: 15,
+        bytes_written: 16,
+        places: vec![Some(Place { device: 2, region: 7 }), None],
+    }
+}
+
+#[test]
+fn table_pages_and_roots_are_encoded_as_drawn() {
+    let page = encode_page(&[entry()]);
+    assert_eq!(word(&page, 0), 1, "the count");
+    let values = [
+        ("id", 11),
+        ("flags", 1),
+        ("rows", 13),
+        ("live_blocks", 14),
+        ("blocks_written", 15),
+        ("bytes_written", 16),
+        ("places", 2 << 48 | 7),
+    ];
+    let drawn = table("table page");
+    assert_eq!(drawn.len(), values.len());
+    for ([offset, bytes, field], (name, value)) in drawn.iter().zip(values) {
+        assert_eq!(field, name);
+        assert_eq!(bytes, if name == "places" { "8 s" } else { "8" });
+        assert_eq!(word(&page, 8 + offset.parse::<usize>().expect("an offset")), value, "{name}");
+    }
+    assert_eq!((word(&page, 64), page.len()), (u64::MAX, 72), "the absent place, and the end");
+
+    let root = CheckpointRoot {
+        checkpoint: 21,
+        cut: Lsn(22),
+        catalog: vec![Location(23)],
+        directories: vec![Location(24), Location(25)],
+        pages: 26,
+        metadata_segments: vec![entry()],
+    };
+    let bytes = root.encode();
+    let words: Vec<u64> = (0..8).map(|at| word(&bytes, at * 8)).collect();
+    assert_eq!(words, [21, 22, 1, 23, 2, 24, 25, 26]);
+    assert_eq!(bytes[64..], page, "a list of entries is laid out as a page");
+    let names: Vec<String> = table("root").into_iter().map(|[_, _, name]| name).collect();
+    let order = ["checkpoint", "cut", "catalog", "directories", "pages", "metadata_segments"];
+    assert_eq!(names, order);
+}

@@ -1,0 +1,81 @@
+//! More goes wrong than the contract covers: the pod must refuse, not lie.
+
+use std::ops::ControlFlow;
+
+use weft::env::sim::Choose;
+use weft::format::PodId;
+use weft::format::batch::BatchHeader;
+use weft::format::superblock::JOURNAL_OFFSET;
+
+use crate::world::JOURNAL_BYTES;
+use crate::world::LIFE_MAX;
+use crate::world::World;
+
+/// Batches start on multiples of this.
+const BATCH_ALIGN: u64 = 4096;
+
+impl World {
+    /// Some seeds end with damage of a kind that must be noticed. `Break`: data is lost for good.
+    pub fn beyond_the_contract(&self) -> Result<ControlFlow<()>, String> {
+        self.repair();
+        match self.rng.below(10) {
+            0..=2 => self.lose_a_batch_everywhere().map(ControlFlow::Break),
+            3..=4 => self.open_too_few().map(ControlFlow::Continue),
+            _ => Ok(ControlFlow::Continue(())),
+        }
+    }
+
+    /// A batch that others prove durable disappears from every device. The pod is not opened,
+    /// unless a checkpoint holds what was in it.
+    fn lose_a_batch_everywhere(&self) -> Result<(), String> {
+        let pod = PodId(*self.pod.get().as_bytes());
+        let mut batches = Vec::new();
+        for disk in &self.disks {
+            let mut ring = vec![0; JOURNAL_BYTES as usize];
+            disk.peek(JOURNAL_OFFSET, &mut ring);
+            for at in (0..JOURNAL_BYTES).step_by(BATCH_ALIGN as usize) {
+                let Ok(header) = BatchHeader::decode(&ring[at as usize..], pod) else { continue };
+                if header.body(&ring[at as usize..]).is_ok() {
+                    batches.push(header);
+                }
+            }
+        }
+        let durable = batches.iter().map(|batch| batch.durable_lsn).max().unwrap_or_default();
+        let lost = batches.iter().filter(|batch| batch.next_lsn().0 <= durable.0 + 1);
+        let Some(lost) = lost.max_by_key(|batch| batch.first_lsn).copied() else { return Ok(()) };
+        let offset = JOURNAL_OFFSET + lost.position % JOURNAL_BYTES;
+        for disk in &self.disks {
+            let mut head = vec![0; BATCH_ALIGN as usize];
+            disk.peek(offset, &mut head);
+            if BatchHeader::decode(&head, pod).is_ok_and(|found| found.checksum == lost.checksum) {
+                disk.poke(offset, &[0; BATCH_ALIGN as usize]);
+            }
+        }
+        let (process, env) = self.process();
+        let result = process.run_for(LIFE_MAX, async {
+            match self.open(&env).await {
+                Ok(pod) => self.read_what_can_be(&pod).await,
+                Err(_) => Ok(()),
+            }
+        });
+        process.halt();
+        result.map_err(|stalled| format!("a lost batch: {stalled}"))?
+    }
+
+    /// More than f devices are away: another half of the pod could be open.
+    fn open_too_few(&self) -> Result<(), String> {
+        let away = self.swarm.parity + 1;
+        let first = self.rng.below(self.swarm.devices as u64) as usize;
+        for index in first..first + away {
+            self.attached.borrow_mut()[index % self.swarm.devices] = false;
+        }
+        let (process, env) = self.process();
+        let result = process.run_for(LIFE_MAX, async { self.open(&env).await.is_ok() });
+        process.halt();
+        match result {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(format!("opened although {away} devices are away")),
+            Err(stalled) => Err(format!("open with {away} devices away: {stalled}")),
+        }
+    }
+}
