@@ -95,6 +95,8 @@ pub(super) struct Mapper {
     pub(super) exhausted_at_bytes: u64,
     /// Reclaims in a row that gained no segment.
     pub(super) fruitless: u32,
+    /// Most segments gained since reclaim became necessary.
+    pub(super) gained_best: Option<u64>,
     /// Segments opened for what hosts wrote.
     pub(super) host_segments: u64,
     /// Segments that the last checkpoint itself left empty: what it wrote replaced them.
@@ -120,6 +122,7 @@ impl Mapper {
             evacuating: false,
             exhausted_at_bytes: 0,
             fruitless: 0,
+            gained_best: None,
             host_segments: 0,
             left_empty: 0,
         }
@@ -177,6 +180,7 @@ impl Mapper {
         if self.wants_reclaim() {
             self.reclaim().await?;
         } else if !self.has_work() {
+            self.gained_best = None;
             self.evacuating = false;
             self.evacuating = self.evacuate_one().await?;
         }

@@ -71,15 +71,13 @@ impl Mapper {
             return self.write_checkpoint().await;
         }
         let victims = self.choose_victims();
-        let before = self.segments_gained();
+        let best = self.gained_best.unwrap_or_else(|| self.segments_gained());
         self.empty_segments(&victims).await?;
-        if victims.is_empty() {
-            self.fruitless = FRUITLESS_MAX;
-        }
-        let gained = self.segments_gained() > before;
-        self.fruitless = if gained { 0 } else { self.fruitless + 1 };
-        if self.fruitless >= FRUITLESS_MAX {
-            self.fruitless = 0;
+        let gained = self.segments_gained();
+        // Only more than ever before is a gain: copying back and forth gives and takes one.
+        self.fruitless = if gained > best { 0 } else { self.fruitless + 1 };
+        self.gained_best = Some(best.max(gained));
+        if victims.is_empty() || self.fruitless >= FRUITLESS_MAX {
             self.give_up_reclaim();
         }
         Ok(())
@@ -87,6 +85,8 @@ impl Mapper {
 
     /// Nothing more can be freed until something was deleted.
     pub(super) fn give_up_reclaim(&mut self) {
+        self.fruitless = 0;
+        self.gained_best = None;
         self.exhausted = true;
         self.exhausted_at_bytes = self.engine.pool.table.lock().live_bytes();
     }
@@ -105,7 +105,11 @@ impl Mapper {
     /// Copies a segment that has fewer strips in service than it could have to a new one: how
     /// redundancy comes back after a device was away or lost. False if there is none.
     pub(super) async fn evacuate_one(&mut self) -> Result<bool> {
-        let usable = self.usable_devices();
+        // A device that was full is tried again by new writes, but not by moving old ones to and
+        // fro each time it is.
+        let members = &self.engine.pool.members;
+        let usable: Vec<bool> =
+            members.iter().map(|member| member.in_service() && !member.was_full()).collect();
         if self.settled_on.as_ref() == Some(&usable) {
             return Ok(false);
         }

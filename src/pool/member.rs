@@ -76,6 +76,8 @@ pub struct Member {
     in_service: AtomicBool,
     /// Has no room; cleared by the next successful checkpoint.
     full: AtomicBool,
+    /// Never cleared.
+    was_full: AtomicBool,
     health: Mutex<Health>,
     reads_failed_in_a_row: AtomicU64,
     /// Estimate of the 99th percentile of read latency, in nanoseconds.
@@ -98,6 +100,7 @@ impl Member {
             env,
             in_service: AtomicBool::new(device.is_some()),
             full: AtomicBool::new(false),
+            was_full: AtomicBool::new(false),
             device,
             health: Mutex::new(health),
             reads_failed_in_a_row: AtomicU64::new(0),
@@ -137,6 +140,12 @@ impl Member {
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.full.load(Ordering::Acquire)
+    }
+
+    /// Whether its file system had no room at any time since the pod was opened.
+    #[must_use]
+    pub fn was_full(&self) -> bool {
+        self.was_full.load(Ordering::Acquire)
     }
 
     /// Says that space was given back, so that a full device is worth another try.
@@ -261,6 +270,7 @@ impl Member {
             Ok(()) => Counters::add(&self.counters.writes),
             Err(error) if error.kind() == ErrorKind::DeviceFull => {
                 Counters::add(&self.counters.write_errors);
+                self.was_full.store(true, Ordering::Release);
                 if !self.full.swap(true, Ordering::AcqRel) {
                     tracing::warn!(device = self.name(), error = error.chain(), "device full");
                 }
