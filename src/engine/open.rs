@@ -339,6 +339,18 @@ fn first_superblock(
     }
 }
 
+/// The superblock of the newest run. A run that a power loss ended may have left a higher
+/// generation on devices that were then away while the others went on, so the epoch counts first;
+/// of two equal ones, that which more devices hold was committed.
+fn newest_superblock(found: &[(DeviceRef, DeviceSuperblock)]) -> Option<Superblock> {
+    let core = |superblock: &Superblock| {
+        (superblock.epoch_start, superblock.tail_position, superblock.root, superblock.id_limit)
+    };
+    let superblocks = || found.iter().map(|(_, found)| &found.superblock);
+    let copies = |one: &Superblock| superblocks().filter(|other| core(other) == core(one)).count();
+    superblocks().max_by_key(|one| (one.epoch, one.generation, copies(one))).cloned()
+}
+
 /// Reads all superblocks, finds the newest and gives every device its place.
 async fn assemble(
     env: &EnvRef,
@@ -366,8 +378,7 @@ async fn assemble(
             }
         }
     }
-    let newest = found.iter().max_by_key(|(_, found)| found.superblock.generation);
-    let Some(head) = newest.map(|(_, found)| found.superblock.clone()) else {
+    let Some(head) = newest_superblock(&found) else {
         return Err(Error::new(ErrorKind::NotFound, "open pod").context("no device holds one"));
     };
     let geometry = Geometry::from(&head);

@@ -39,7 +39,8 @@ pub async fn read_superblock(device: &DeviceRef) -> Result<Option<DeviceSuperblo
     for (slot, offset) in SLOT_OFFSETS.into_iter().enumerate() {
         let buf = device.read(offset, AlignedBuf::zeroed(bytes_usize(IO_ALIGN))).await?;
         let Ok(superblock) = Superblock::decode(&buf) else { continue };
-        let newer = newest.as_ref().is_none_or(|n| n.superblock.generation < superblock.generation);
+        let age = |superblock: &Superblock| (superblock.epoch, superblock.generation);
+        let newer = newest.as_ref().is_none_or(|found| age(&found.superblock) < age(&superblock));
         if newer {
             newest = Some(DeviceSuperblock { superblock, slot: slot as u64 });
         }
