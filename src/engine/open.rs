@@ -378,6 +378,11 @@ async fn assemble(
             }
         }
     }
+    for (device, found) in &found {
+        let (epoch, generation) = (found.superblock.epoch, found.superblock.generation);
+        let checkpoint = found.superblock.checkpoint;
+        tracing::debug!(device = device.name(), epoch, generation, checkpoint, "superblock read");
+    }
     let Some(head) = newest_superblock(&found) else {
         return Err(Error::new(ErrorKind::NotFound, "open pod").context("no device holds one"));
     };

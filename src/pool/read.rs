@@ -80,6 +80,16 @@ pub enum ReadOutcome<T> {
     Moved,
 }
 
+/// What reading a strip gave.
+enum StripRead<T> {
+    /// The record.
+    Intact(T),
+    /// Bytes that are not the record.
+    Damaged,
+    /// The device is out of service or failed the read.
+    Unreadable,
+}
+
 impl Pool {
     /// Holds `segment`; `None` if the table does not know it.
     pub fn lease(&self, segment: SegmentId) -> Option<Lease<'_>> {
@@ -114,13 +124,10 @@ impl Pool {
         let accept = |bytes: &[u8]| decode(bytes.get(record.clone())?, place);
 
         self.hedges.reads.fetch_add(1, Ordering::Relaxed);
-        let direct = self.read_strip_or_rebuild(&lease, range).await;
-        let damaged = match direct {
-            Ok(bytes) => match accept(&bytes) {
-                Some(value) => return Ok(ReadOutcome::Found(value)),
-                None => true,
-            },
-            Err(_) => false,
+        let damaged = match self.read_hedged(&lease, range, &accept).await {
+            StripRead::Intact(value) => return Ok(ReadOutcome::Found(value)),
+            StripRead::Damaged => true,
+            StripRead::Unreadable => false,
         };
         if damaged {
             self.note_damage(&lease, address);
@@ -132,29 +139,38 @@ impl Pool {
         Ok(ReadOutcome::Found(value))
     }
 
-    /// Reads the strip itself; if its device is late, whichever of it and a rebuild is first.
-    async fn read_strip_or_rebuild(
+    /// Reads the strip itself; if its device is late, also rebuilds the range from the others and
+    /// takes what is intact first. A rebuild may have used a damaged strip, so one that is not
+    /// intact says nothing: the late strip is waited for then.
+    async fn read_hedged<T>(
         &self,
         lease: &Lease<'_>,
         range: StripRange,
-    ) -> Result<AlignedBuf> {
+        accept: &impl Fn(&[u8]) -> Option<T>,
+    ) -> StripRead<T> {
+        let judge = |read: Result<AlignedBuf>| match read {
+            Ok(bytes) => accept(&bytes).map_or(StripRead::Damaged, StripRead::Intact),
+            Err(_) => StripRead::Unreadable,
+        };
         let Some((member, offset)) = self.strip_member(lease, range.strip) else {
-            return self.rebuild_range(lease, range).await;
+            return StripRead::Unreadable;
         };
         let read = std::pin::pin!(member.read(offset + range.offset, range.length));
         let late = self.env.sleep(member.late_after());
         let read = match select(read, late).await {
-            Either::Left((result, _)) => return result,
+            Either::Left((result, _)) => return judge(result),
             Either::Right(((), read)) => read,
         };
         if !self.hedges.allows() {
-            return read.await;
+            return judge(read.await);
         }
         let rebuild = std::pin::pin!(self.rebuild_range(lease, range));
         match select(read, rebuild).await {
-            Either::Left((Ok(bytes), _)) | Either::Right((Ok(bytes), _)) => Ok(bytes),
-            Either::Left((Err(_), rebuild)) => rebuild.await,
-            Either::Right((Err(_), read)) => read.await,
+            Either::Left((result, _)) => judge(result),
+            Either::Right((rebuilt, read)) => match rebuilt.ok().and_then(|bytes| accept(&bytes)) {
+                Some(value) => StripRead::Intact(value),
+                None => judge(read.await),
+            },
         }
     }
 

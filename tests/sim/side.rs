@@ -91,7 +91,7 @@ impl Sides {
     async fn delete(&self, pod: &Arc<Pod>, name: &str) -> Result<(), String> {
         let side = self.volumes.borrow().get(name).cloned();
         let Some(side) = side else { return Ok(()) };
-        side.borrow_mut().state = State::Deleting;
+        let before = std::mem::replace(&mut side.borrow_mut().state, State::Deleting);
         match pod.delete_volume(name).await {
             Ok(()) => {
                 self.volumes.borrow_mut().remove(name);
@@ -101,6 +101,8 @@ impl Sides {
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::ShuttingDown => Ok(()),
+            // Its creation, or an earlier deletion, was cut short by a close under load.
+            Err(error) if error.kind() == ErrorKind::NotFound && before != State::There => Ok(()),
             Err(error) => Err(format!("delete {name}: {}", error.chain())),
         }
     }
