@@ -84,9 +84,9 @@ const RESERVE_SEGMENTS: u64 = 4;
 /// Rows kept for the mapper: a checkpoint begins a row for each level of the map, the catalog, the
 /// table's pages, its directories and the root; a reclaim cycle makes one and is followed by one.
 const RESERVE_ROWS: u64 = 24;
-/// Fewest map nodes kept in memory. Each walk needs one per level at a time; with too few, walks
+/// Fewest map nodes kept in memory. Each walk needs one per level at a time; with fewer, walks
 /// under way at once would evict each other's for ever.
-const NODES_MIN: usize = 64;
+const NODES_MIN: usize = 16;
 /// Most dirty map nodes at once.
 const DIRTY_NODES_MAX: u64 = 8192;
 /// How often devices are asked whether they are lost. Arbitrary: the contract says 5 s.

@@ -11,7 +11,7 @@ use crate::number;
 use crate::runner;
 
 /// Seeds each bug is given.
-const SEEDS_MAX: u64 = 300;
+const SEEDS_MAX: u64 = 900;
 /// Bugs that no seed has caught yet: what the simulator still has to learn. `BUG=name` runs one.
 const NOT_YET: [Bug; 9] = [
     Bug::CopiesNotCompleted,
