@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import nbd
@@ -19,6 +20,8 @@ class Server:
 
     def __init__(self, directory, port):
         self.directory, self.port = directory, port
+        # A test that is stopped must stop its server: let `finally` run.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         self.process = None
         self.log = open(os.path.join(directory, "..", "server.log"), "ab")
         self.tcp = f"nbd://127.0.0.1:{port}/vol0"

@@ -31,9 +31,10 @@ drop_caches() {
 STEP='start'
 trap '[ $? -eq 0 ] || dmesg | grep -iE "nbd|ext4|error" | tail -n 20' EXIT
 
-# The kernel takes replies on work items that block for good, one a connection, on a queue with a rescuer. Where the
-# guest is slow to start threads the rescuer gets several of them and runs only the first, and a connection is deaf. One
-# connection more at a time starts the threads one by one; they stay for minutes.
+# The kernel takes replies on one blocking work item a connection. On a loaded host a first attach with four connections
+# has been seen to leave one of them deaf until its time limit, with other servers too (two of eleven runs, nbdkit); the
+# likely cause is the work queue's rescuer, which takes several waiting items and runs only the first. One connection more
+# at a time lets the queue start its threads one by one; they stay for minutes.
 step 'attach with one, two, three connections'
 for connections in 1 2 3; do
     attach --connections "$connections" >/dev/null || fail "attach with $connections"
@@ -126,8 +127,13 @@ done
 device=$(attach) || fail 'attach after detach under I/O'
 expect dd if="$device" of=/dev/null bs=1M count=16 iflag=direct status=none
 expect ./detach "$device"
+if dmesg | grep -E 'nbd.*(timed out|Unexpected|Double reply|[Ww]rong|magic)'; then
+    fail 'the kernel complained about replies or their absence'
+fi
+
 step 'the server is killed under I/O and comes back'
-device=$(attach) || fail 'attach'
+# A request that was sent and not answered fails only at the time limit, when no connection is left.
+device=$(attach --timeout 10) || fail 'attach'
 expect dd if=/dev/urandom of=/tmp/sample bs=64k count=64 status=none
 expect dd if=/tmp/sample of="$device" bs=64k seek=4096 oflag=direct status=none
 dd if=/dev/zero of="$device" bs=64k count=4000 oflag=direct status=none 2>/dev/null &
@@ -142,7 +148,7 @@ while kill -0 "$writer" 2>/dev/null; do
     sleep 0.1
 done
 tries=0
-until again=$(attach 2>/tmp/attach); do
+until again=$(attach --timeout 10 2>/tmp/attach); do
     tries=$((tries + 1))
     [ "$tries" -lt 30 ] || fail "no second attach: $(cat /tmp/attach)"
     sleep 1
@@ -151,7 +157,4 @@ done
 dd if="$device" bs=64k skip=4096 count=64 iflag=direct status=none | expect cmp - /tmp/sample
 expect ./detach "$VOLUME"
 
-if dmesg | grep -E 'nbd.*(timed out|Unexpected|Double reply|[Ww]rong|magic)'; then
-    fail 'the kernel complained about replies or their absence'
-fi
 echo "== done (at $(cut -d' ' -f1 /proc/uptime) s)"
