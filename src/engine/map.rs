@@ -6,7 +6,8 @@
 //! # Invariants
 //! * A dirty node is in memory. Leaves are changed by the mapper at any time, higher nodes only by
 //!   a checkpoint, when a child moved.
-//! * `fresh` holds the leaves that no parent points at yet.
+//! * `fresh` holds the nodes that no parent points at yet; they are dirty. While a checkpoint runs,
+//!   a subtree may hang below a fresh node of any level.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -45,7 +46,7 @@ pub struct Map {
     root: Location,
     levels: [FxHashMap<u64, Node>; MAP_LEVELS as usize],
     dirty: BTreeSet<NodeKey>,
-    fresh: BTreeSet<u64>,
+    fresh: BTreeSet<NodeKey>,
 }
 
 /// The highest node.
@@ -145,11 +146,9 @@ impl Map {
         }
         let node = Node { entries: empty_node(), used: Cell::new(true) };
         self.levels[usize::from(key.level)].insert(key.index, node);
-        if key.level == 0 {
-            // Dirty at once, so that the next checkpoint writes or forgets it.
-            self.fresh.insert(key.index);
-            self.dirty.insert(key);
-        }
+        // Dirty at once, so that the next checkpoint writes or forgets it.
+        self.fresh.insert(key);
+        self.dirty.insert(key);
         Ok(())
     }
 
@@ -186,14 +185,13 @@ impl Map {
     pub fn set_stored_at(&mut self, key: NodeKey, location: Location) -> Result<Location, Load> {
         if key == ROOT {
             self.dirty.remove(&key);
+            self.fresh.remove(&key);
             return Ok(std::mem::replace(&mut self.root, location));
         }
         let (parent, slot) = key.parent();
         self.ensure(parent)?;
         self.dirty.remove(&key);
-        if key.level == 0 {
-            self.fresh.remove(&key.index);
-        }
+        self.fresh.remove(&key);
         let node = self.levels[usize::from(parent.level)].get_mut(&parent.index);
         let entry = &mut node.expect("ensured above").entries[slot];
         let old = std::mem::replace(entry, location);
@@ -233,10 +231,9 @@ impl Map {
             let level = u8::try_from(level).expect("four levels");
             let (dirty, fresh) = (&self.dirty, &self.fresh);
             nodes.retain(|index, node| {
-                let dirty = dirty.contains(&NodeKey { level, index: *index })
-                    && !planted(Bug::DirtyNodeEvicted);
-                let pinned = dirty || (level == 0 && fresh.contains(index));
-                let keep = pinned || node.used.take();
+                let key = NodeKey { level, index: *index };
+                let dirty = dirty.contains(&key) && !planted(Bug::DirtyNodeEvicted);
+                let keep = dirty || fresh.contains(&key) || node.used.take();
                 dropped += usize::from(!keep);
                 keep
             });
@@ -256,12 +253,14 @@ impl Map {
     /// # Errors
     /// A node to load first.
     pub fn next_leaf(&self, from: u64) -> Result<Option<u64>, Load> {
-        let fresh = self.fresh.range(from..).next().copied();
-        let stored = self.next_stored(ROOT, from)?;
-        Ok(match (fresh, stored) {
-            (Some(fresh), Some(stored)) => Some(fresh.min(stored)),
-            (one, other) => one.or(other),
-        })
+        let first_leaf = NodeKey { level: 0, index: from };
+        let first_parent = NodeKey { level: 1, index: 0 };
+        let fresh_leaf = self.fresh.range(first_leaf..first_parent).next().map(|key| key.index);
+        let mut next = fresh_leaf.into_iter().chain(self.next_stored(ROOT, from)?).min();
+        for parent in self.fresh.range(first_parent..) {
+            next = next.into_iter().chain(self.next_stored(*parent, from)?).min();
+        }
+        Ok(next)
     }
 
     /// The first leaf at or after `from` that a stored pointer below `key` leads to.
@@ -319,7 +318,18 @@ mod tests {
             }
         }
 
-        fn checkpoint(&mut self, map: &mut Map) {
+        fn leaves(&self, map: &mut Map) -> Vec<u64> {
+            let mut found = Vec::new();
+            let mut from = 0;
+            while let Some(leaf) = self.with(map, |map| map.next_leaf(from)) {
+                found.push(leaf);
+                from = leaf + 1;
+            }
+            found
+        }
+
+        /// Writes what is dirty; `leaves` must be found before and after each node.
+        fn checkpoint(&mut self, map: &mut Map, leaves: &[u64]) {
             for level in 0..MAP_LEVELS {
                 for (key, entries) in map.dirty_nodes(level) {
                     map.evict();
@@ -334,9 +344,25 @@ mod tests {
                     if empty {
                         map.forget(key);
                     }
+                    let found = self.leaves(map);
+                    assert!(
+                        leaves.iter().all(|leaf| found.contains(leaf)),
+                        "{found:?}, {leaves:?}"
+                    );
                 }
             }
         }
+    }
+
+    /// The leaves that hold any of `model`'s blocks.
+    fn leaves_of(model: &BTreeMap<Lba, Location>) -> Vec<u64> {
+        let mut leaves: Vec<u64> = model
+            .iter()
+            .filter(|(_, location)| **location != Location::HOLE)
+            .map(|(lba, _)| lba.0 / NODE_ENTRIES as u64)
+            .collect();
+        leaves.dedup();
+        leaves
     }
 
     proptest! {
@@ -352,8 +378,9 @@ mod tests {
                 let lba = spread(lba);
                 let old = store.with(&mut map, |map| map.set(lba, Location(value)));
                 prop_assert_eq!(old, model.insert(lba, Location(value)).unwrap_or(Location::HOLE));
+                let leaves = leaves_of(&model);
                 if action == 0 {
-                    store.checkpoint(&mut map);
+                    store.checkpoint(&mut map, &leaves);
                     prop_assert_eq!(map.dirty_count(), 0);
                 }
                 if action < 3 {
@@ -361,26 +388,16 @@ mod tests {
                     map.evict();
                 }
                 if action == 4 {
-                    store.checkpoint(&mut map);
+                    store.checkpoint(&mut map, &leaves);
                     map = Map::new(map.root());
                 }
             }
-            let mut leaves: Vec<u64> = model.iter()
-                .filter(|(_, location)| **location != Location::HOLE)
-                .map(|(lba, _)| lba.0 / 512)
-                .collect();
-            leaves.dedup();
             for (lba, location) in &model {
                 prop_assert_eq!(store.with(&mut map, |map| map.get(*lba)), *location);
             }
-            store.checkpoint(&mut map);
-            let mut found = Vec::new();
-            let mut from = 0;
-            while let Some(leaf) = store.with(&mut map, |map| map.next_leaf(from)) {
-                found.push(leaf);
-                from = leaf + 1;
-            }
-            prop_assert_eq!(found, leaves);
+            let leaves = leaves_of(&model);
+            store.checkpoint(&mut map, &leaves);
+            prop_assert_eq!(store.leaves(&mut map), leaves);
         }
     }
 }
