@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::target::nbd::NbdTarget;
-use crate::target::nbd::stream::Socket;
+use crate::target::stream::Socket;
 
 /// Connections handed to a thread and not yet begun by it; the acceptor waits beyond.
 const HANDED_OVER_MAX: usize = 64;

@@ -1,4 +1,5 @@
 //! Protocols we serve. Each is a module of its own and knows no other, and no storage word:
-//! what a target sees of storage is [`crate::volume::Volume`].
+//! what a target sees of storage is [`crate::volume::Volume`]. They share [`stream`].
 
 pub mod nbd;
+pub mod stream;

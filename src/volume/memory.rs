@@ -23,6 +23,7 @@ use bytes::BytesMut;
 use parking_lot::Mutex;
 use parking_lot::RwLock;
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use crate::env::LocalBoxFuture;
 use crate::error::Error;
@@ -48,6 +49,8 @@ const ATOMIC_WRITE_BYTES: u32 = 64 * 1024;
 /// A volume in RAM.
 pub struct MemoryVolume {
     name: String,
+    id: u64,
+    logical_block_bytes: u32,
     read_only: bool,
     closed: AtomicBool,
     /// If set, `try_read` always asks for the slow path.
@@ -81,6 +84,8 @@ impl MemoryVolume {
         };
         Self {
             name: name.to_owned(),
+            id: 1,
+            logical_block_bytes: 512,
             read_only: false,
             closed: AtomicBool::new(false),
             misses: AtomicBool::new(false),
@@ -88,6 +93,14 @@ impl MemoryVolume {
             held: watch::Sender::new(false),
             content: RwLock::new(content),
         }
+    }
+
+    /// The same with another number and with logical blocks of another length.
+    #[must_use]
+    pub fn with_identity(mut self, id: u64, logical_block_bytes: u32) -> Self {
+        self.id = id;
+        self.logical_block_bytes = logical_block_bytes;
+        self
     }
 
     /// The same, refusing writes.
@@ -169,6 +182,19 @@ impl MemoryVolume {
 impl Volume for MemoryVolume {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Made of the number, so that tests can tell what to expect.
+    fn uuid(&self) -> Uuid {
+        Uuid::from_u64_pair(0x5745_4654_0000_4000, 0x8000_0000_0000_0000 | self.id)
+    }
+
+    fn logical_block_bytes(&self) -> u32 {
+        self.logical_block_bytes
     }
 
     fn size_bytes(&self) -> u64 {
@@ -442,23 +468,32 @@ fn patched(page: Option<&Bytes>, within: usize, part: &[u8]) -> Bytes {
 pub struct MemoryDirectory {
     /// Guards the table for one lookup.
     volumes: RwLock<BTreeMap<String, VolumeRef>>,
+    changed: watch::Sender<u64>,
 }
 
 impl MemoryDirectory {
     /// A directory of these volumes.
     pub fn new(volumes: impl IntoIterator<Item = VolumeRef>) -> Self {
         let table = volumes.into_iter().map(|volume| (volume.name(), volume)).collect();
-        Self { volumes: RwLock::new(table) }
+        Self { volumes: RwLock::new(table), changed: watch::Sender::default() }
     }
 
     /// Adds a volume, in place of one of the same name.
     pub fn insert(&self, volume: VolumeRef) {
         self.volumes.write().insert(volume.name(), volume);
+        self.announce();
     }
 
     /// Takes a volume out.
     pub fn remove(&self, name: &str) -> Option<VolumeRef> {
-        self.volumes.write().remove(name)
+        let removed = self.volumes.write().remove(name);
+        self.announce();
+        removed
+    }
+
+    /// Tells those who watch that something changed: needed after a resize only.
+    pub fn announce(&self) {
+        self.changed.send_modify(|count| *count += 1);
     }
 }
 
@@ -469,6 +504,10 @@ impl VolumeDirectory for MemoryDirectory {
 
     fn list(&self) -> Vec<VolumeRef> {
         self.volumes.read().values().cloned().collect()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
     }
 }
 

@@ -10,6 +10,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::watch;
+use uuid::Uuid;
 
 use crate::env::LocalBoxFuture;
 use crate::error::Result;
@@ -76,6 +78,12 @@ pub struct Extent {
 pub trait Volume: Send + Sync {
     /// The name by which it is exported.
     fn name(&self) -> String;
+    /// Number within its directory, never used for another volume.
+    fn id(&self) -> u64;
+    /// Identity for ever, whatever its name.
+    fn uuid(&self) -> Uuid;
+    /// The smallest request hosts are told of: 512 or 4096. It never changes.
+    fn logical_block_bytes(&self) -> u32;
     /// Current size in bytes; a multiple of 4096. It changes by resize.
     fn size_bytes(&self) -> u64;
     /// Whether writes are refused with `ReadOnly`.
@@ -121,4 +129,6 @@ pub trait VolumeDirectory: Send + Sync {
     fn find(&self, name: &str) -> Option<VolumeRef>;
     /// All volumes, ordered by name.
     fn list(&self) -> Vec<VolumeRef>;
+    /// Changes whenever a volume was added, resized or removed, after it can be seen.
+    fn changes(&self) -> watch::Receiver<u64>;
 }

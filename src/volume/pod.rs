@@ -8,8 +8,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use parking_lot::RwLock;
+use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::Volume;
 use super::VolumeDirectory;
 use super::VolumeRef;
 use super::pod_volume::PodVolume;
@@ -169,6 +171,8 @@ pub struct Pod {
     volumes: RwLock<BTreeMap<String, Arc<PodVolume>>>,
     /// One change of the catalog at a time, so that a name checked stays free.
     changes: tokio::sync::Mutex<()>,
+    /// Counts changes that hosts may want to hear of.
+    changed: watch::Sender<u64>,
 }
 
 impl Pod {
@@ -213,6 +217,7 @@ impl Pod {
             engine,
             volumes: RwLock::new(BTreeMap::new()),
             changes: tokio::sync::Mutex::new(()),
+            changed: watch::Sender::default(),
         };
         for record in records {
             pod.add(&record)?;
@@ -261,6 +266,7 @@ impl Pod {
         };
         self.engine.change_catalog(&CatalogChange::CreateVolume(record.clone())).await?;
         self.add(&record)?;
+        self.announce();
         self.info(&record.name)
     }
 
@@ -279,6 +285,7 @@ impl Pod {
         let change = CatalogChange::ResizeVolume { id: volume.id(), size_bytes };
         self.engine.change_catalog(&change).await?;
         volume.set_size(size_bytes);
+        self.announce();
         self.info(name)
     }
 
@@ -293,7 +300,13 @@ impl Pod {
         volume.close();
         self.engine.change_catalog(&CatalogChange::DeleteVolume { id: volume.id() }).await?;
         self.volumes.write().remove(name);
+        self.announce();
         Ok(())
+    }
+
+    /// Tells those who watch that a volume was added, resized or removed.
+    fn announce(&self) {
+        self.changed.send_modify(|count| *count += 1);
     }
 
     fn find_volume(&self, name: &str, op: &'static str) -> Result<Arc<PodVolume>> {
@@ -371,6 +384,10 @@ impl VolumeDirectory for Pod {
 
     fn list(&self) -> Vec<VolumeRef> {
         self.volumes.read().values().map(|volume| Arc::clone(volume) as VolumeRef).collect()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
     }
 }
 

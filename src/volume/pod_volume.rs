@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use bytes::BytesMut;
+use uuid::Uuid;
 
 use super::Extent;
 use super::Piece;
@@ -88,12 +89,6 @@ impl PodVolume {
             ranges: Arc::default(),
             closed: AtomicBool::new(false),
         }
-    }
-
-    /// Its number.
-    #[must_use]
-    pub fn id(&self) -> u64 {
-        self.record.id
     }
 
     /// The volume as it is now.
@@ -247,6 +242,18 @@ impl Trimmer {
 impl Volume for PodVolume {
     fn name(&self) -> String {
         self.record.name.clone()
+    }
+
+    fn id(&self) -> u64 {
+        self.record.id
+    }
+
+    fn uuid(&self) -> Uuid {
+        self.record.uuid
+    }
+
+    fn logical_block_bytes(&self) -> u32 {
+        self.record.logical_block_bytes
     }
 
     fn size_bytes(&self) -> u64 {

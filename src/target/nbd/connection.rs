@@ -32,9 +32,9 @@ use crate::target::nbd::framing::Framing;
 use crate::target::nbd::outbox::Outbox;
 use crate::target::nbd::session::InFlight;
 use crate::target::nbd::session::Session;
-use crate::target::nbd::stream::ByteStream;
 use crate::target::nbd::wire::Command;
 use crate::target::nbd::wire::Request;
+use crate::target::stream::ByteStream;
 
 /// Receive buffer of a connection that is busy (runtime.md).
 const RECEIVE_BYTES_MAX: usize = 512 * 1024;

@@ -9,7 +9,7 @@
 //! | [`handshake`] | the handshake, without I/O |
 //! | [`framing`], [`session`], [`outbox`] | requests in, replies out, without I/O |
 //! | [`connection`] | the loop that joins them with a socket |
-//! | [`stream`], [`tls`] | sockets and TLS |
+//! | [`crate::target::stream`], [`tls`] | sockets and TLS |
 //! | [`status`] | our errors as NBD's |
 //!
 //! Protocol: NetworkBlockDevice/nbd `doc/proto.md` of 2026-05, fixed newstyle, with the
@@ -45,8 +45,8 @@ use crate::target::nbd::handshake::Step;
 use crate::target::nbd::handshake::TlsMode;
 use crate::target::nbd::options::OPTION_HEADER_BYTES;
 use crate::target::nbd::session::Session;
-use crate::target::nbd::stream::ByteStream;
-use crate::target::nbd::stream::Socket;
+use crate::target::stream::ByteStream;
+use crate::target::stream::Socket;
 use crate::units::bytes_usize;
 use crate::volume::VolumeDirectory;
 
@@ -58,7 +58,6 @@ pub mod options;
 pub mod outbox;
 pub mod session;
 pub mod status;
-pub mod stream;
 pub mod tls;
 pub mod wire;
 
