@@ -1,5 +1,7 @@
 //! Protocols we serve. Each is a module of its own and knows no other, and no storage word:
-//! what a target sees of storage is [`crate::volume::Volume`]. They share [`stream`].
+//! what a target sees of storage is [`crate::volume::Volume`]. They share [`stream`] and
+//! [`gather`].
 
+pub mod gather;
 pub mod nbd;
 pub mod stream;

@@ -1,20 +1,11 @@
-//! Replies waiting to be sent, as a gather list: headers in one buffer, payload by reference.
+//! Replies waiting to be sent, in their dialect; see [`Gather`] for how they wait.
 //!
-//! Each method appends one whole message, so bytes of two messages never mix. Payload is not
-//! copied and, once the buffers have grown to the size of a batch, nothing is allocated.
-//! (proto.md, "Simple reply message", "Structured reply chunk message".)
-//!
-//! # Invariants
-//! * `parts[first..]`, the first of them from `first_sent` on, are the bytes not yet sent, and
-//!   they are `bytes` in all.
-//! * [`Outbox::is_full`] bounds a batch; the connection stops parsing then, so what gathers is at
-//!   most that plus the replies of requests already in flight.
+//! Each method appends one whole message, so bytes of two messages never mix. (proto.md, "Simple
+//! reply message", "Structured reply chunk message".)
 
 use std::io::IoSlice;
-use std::ops::Range;
 
-use bytes::Bytes;
-
+use crate::target::gather::Gather;
 use crate::target::nbd::options::BASE_ALLOCATION_ID;
 use crate::target::nbd::status::NbdError;
 use crate::target::nbd::wire;
@@ -28,53 +19,43 @@ use crate::units::bytes_u64;
 use crate::volume::Extent;
 use crate::volume::Piece;
 
-/// Vectors the kernel takes in one send (UIO_MAXIOV).
-const PARTS_PER_SEND_MAX: usize = 1024;
-/// Bytes of reply that end a batch. Larger ones make server and client take turns (runtime.md).
-const BATCH_BYTES: u64 = 1 << 20;
 /// Smallest run of zeroes sent as a hole. (proto.md recommends holes from 4 KiB.)
 const HOLE_BYTES_MIN: usize = 4096;
 /// Longest error text we send; qemu refuses error chunks above 1000 bytes.
 const ERROR_TEXT_BYTES_MAX: usize = 256;
-/// What zero pieces point into.
-static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
-
-enum Part {
-    /// A range of `heads`.
-    Head(Range<usize>),
-    Data(Bytes),
-    Zero(usize),
-}
-
-/// The gather list.
+/// The replies of one connection.
 #[derive(Default)]
 pub struct Outbox {
-    heads: Vec<u8>,
-    parts: Vec<Part>,
-    /// Index of the first part not wholly sent.
-    first: usize,
-    /// Bytes of it that are sent.
-    first_sent: usize,
-    /// Bytes not yet sent.
-    bytes: u64,
+    gather: Gather,
 }
 
 impl Outbox {
     /// Whether everything was sent.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.bytes == 0
+        self.gather.is_empty()
     }
 
     /// Whether it is time to send before taking more requests.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.parts.len() >= PARTS_PER_SEND_MAX || self.bytes >= BATCH_BYTES
+        self.gather.is_full()
+    }
+
+    /// The next bytes to send, as many vectors as one send takes.
+    #[must_use]
+    pub fn slices(&self) -> Vec<IoSlice<'_>> {
+        self.gather.slices()
+    }
+
+    /// Takes note that the first `sent` bytes left.
+    pub fn sent(&mut self, sent: usize) {
+        self.gather.sent(sent);
     }
 
     /// Replies that a request succeeded and has no data to return.
     pub fn done(&mut self, dialect: Dialect, tag: Tag) {
-        self.head(|heads| match dialect {
+        self.gather.head(|heads| match dialect {
             Dialect::Simple => wire::put_simple_reply(heads, tag.cookie, 0),
             Dialect::Structured | Dialect::Extended => {
                 wire::put_chunk(heads, dialect == Dialect::Extended, tag, ChunkKind::None, 0, true);
@@ -87,7 +68,7 @@ impl Outbox {
         let text = text.as_bytes();
         let text = text.get(..ERROR_TEXT_BYTES_MAX).unwrap_or(text);
         let text_bytes = u16::try_from(text.len()).expect("cut to 256 bytes");
-        self.head(|heads| match dialect {
+        self.gather.head(|heads| match dialect {
             Dialect::Simple => wire::put_simple_reply(heads, tag.cookie, error.value()),
             Dialect::Structured | Dialect::Extended => {
                 let extended = dialect == Dialect::Extended;
@@ -106,9 +87,9 @@ impl Outbox {
     pub fn read(&mut self, dialect: Dialect, tag: Tag, whole: bool, pieces: &mut Vec<Piece>) {
         match dialect {
             Dialect::Simple => {
-                self.head(|heads| wire::put_simple_reply(heads, tag.cookie, 0));
+                self.gather.head(|heads| wire::put_simple_reply(heads, tag.cookie, 0));
                 for piece in pieces.drain(..) {
-                    self.piece(piece);
+                    self.gather.piece(piece);
                 }
             }
             Dialect::Structured | Dialect::Extended => {
@@ -137,7 +118,7 @@ impl Outbox {
             let bytes: usize = chunk.iter().map(Piece::len).sum();
             let bytes_u32 = u32::try_from(bytes).expect("a read is at most 32 MiB");
             let last = rest.is_empty();
-            self.head(|heads| {
+            self.gather.head(|heads| {
                 if hole.is_some() {
                     wire::put_chunk(heads, extended, tag, ChunkKind::OffsetHole, 12, last);
                     put_u64(heads, offset);
@@ -151,7 +132,7 @@ impl Outbox {
             });
             if hole.is_none() {
                 for piece in chunk {
-                    self.piece(piece.clone());
+                    self.gather.piece(piece.clone());
                 }
             }
             offset += bytes_u64(bytes);
@@ -169,7 +150,7 @@ impl Outbox {
             (if extent.hole { STATE_HOLE } else { 0 }) | (if extent.zero { STATE_ZERO } else { 0 })
         };
         let count = u32::try_from(extents.len()).expect("bounded by the session");
-        self.head(|heads| {
+        self.gather.head(|heads| {
             if dialect == Dialect::Extended {
                 let payload_bytes = 8 + 16 * count;
                 wire::put_chunk(heads, true, tag, ChunkKind::BlockStatusExt, payload_bytes, true);
@@ -191,94 +172,11 @@ impl Outbox {
             }
         });
     }
-
-    /// Appends header bytes, to the last part if that is a header too.
-    fn head(&mut self, put: impl FnOnce(&mut Vec<u8>)) {
-        let start = self.heads.len();
-        put(&mut self.heads);
-        let end = self.heads.len();
-        self.bytes += bytes_u64(end - start);
-        match self.parts.last_mut() {
-            Some(Part::Head(range)) if range.end == start => {
-                range.end = end;
-            }
-            _ => self.parts.push(Part::Head(start..end)),
-        }
-    }
-
-    fn piece(&mut self, piece: Piece) {
-        self.bytes += bytes_u64(piece.len());
-        match piece {
-            Piece::Zero(0) => {}
-            Piece::Zero(bytes) => self.parts.push(Part::Zero(bytes)),
-            Piece::Data(bytes) if bytes.is_empty() => {}
-            Piece::Data(bytes) => self.parts.push(Part::Data(bytes)),
-        }
-    }
-
-    /// The next bytes to send, as many vectors as one send takes.
-    #[must_use]
-    pub fn slices(&self) -> Vec<IoSlice<'_>> {
-        let waiting = self.parts.len() - self.first;
-        let mut slices = Vec::with_capacity(waiting.min(PARTS_PER_SEND_MAX));
-        let mut skip = self.first_sent;
-        for part in &self.parts[self.first..] {
-            if slices.len() >= PARTS_PER_SEND_MAX {
-                break;
-            }
-            match part {
-                Part::Head(range) => {
-                    slices.push(IoSlice::new(&self.heads[range.start + skip..range.end]));
-                }
-                Part::Data(bytes) => slices.push(IoSlice::new(&bytes[skip..])),
-                Part::Zero(bytes) => {
-                    let mut left = bytes - skip;
-                    while left > 0 && slices.len() < PARTS_PER_SEND_MAX {
-                        let part = left.min(ZEROES.len());
-                        slices.push(IoSlice::new(&ZEROES[..part]));
-                        left -= part;
-                    }
-                    if left > 0 {
-                        break;
-                    }
-                }
-            }
-            skip = 0;
-        }
-        slices
-    }
-
-    /// Takes note that the first `sent` bytes left.
-    pub fn sent(&mut self, sent: usize) {
-        self.bytes -= bytes_u64(sent);
-        if self.bytes == 0 {
-            self.heads.clear();
-            self.parts.clear();
-            self.first = 0;
-            self.first_sent = 0;
-            return;
-        }
-        let mut left = self.first_sent + sent;
-        while let Some(part) = self.parts.get_mut(self.first) {
-            let length = match part {
-                Part::Head(range) => range.len(),
-                Part::Data(bytes) => bytes.len(),
-                Part::Zero(bytes) => *bytes,
-            };
-            if left < length {
-                break;
-            }
-            // Lets go of the payload now, not when the whole batch is out.
-            *part = Part::Zero(0);
-            left -= length;
-            self.first += 1;
-        }
-        self.first_sent = left;
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
