@@ -8,7 +8,7 @@
 //! | [`node`] | the running node: configuration, and the one place that starts and stops everything |
 //! | [`cli`] | admin commands, thin clients of the management API |
 //! | [`mgmt`] | the management API server |
-//! | [`target`] | protocols we serve: [`target::nbd`] |
+//! | [`target`] | protocols we serve: [`target::nbd`], [`target::nvmf`] |
 //! | [`volume`] | what targets see |
 //! | [`engine`] | volumes on a log: journal, map, checkpoint, recovery, reclaim |
 //! | [`pool`] | devices as erasure-coded segments |

@@ -4,4 +4,5 @@
 
 pub mod gather;
 pub mod nbd;
+pub mod nvmf;
 pub mod stream;

@@ -1,0 +1,280 @@
+//! Commands of I/O queues: what they ask of a namespace, and the work it takes.
+//! (NVM Command Set 1.0, 3.2)
+//!
+//! A completed write is durable (`volume`), so Flush and FUA cost nothing. Fused commands,
+//! Verify, Copy, reservations and metadata are refused.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+
+use bytes::Bytes;
+
+use crate::env::LocalBoxFuture;
+use crate::error::Result as VolumeResult;
+use crate::target::nvmf::identify::TRANSFER_BYTES_MAX;
+use crate::target::nvmf::queue::Transfer;
+use crate::target::nvmf::status::Access;
+use crate::target::nvmf::status::Status;
+use crate::target::nvmf::status::status;
+use crate::target::nvmf::subsystem::Namespace;
+use crate::target::nvmf::subsystem::Namespaces;
+use crate::target::nvmf::wire::Sgl;
+use crate::target::nvmf::wire::Sqe;
+use crate::target::nvmf::wire::opcode;
+use crate::units::bytes_u64;
+use crate::volume::Piece;
+use crate::volume::Volume;
+use crate::volume::VolumeRef;
+use crate::volume::ZeroMode;
+
+/// Every namespace.
+const NSID_ALL: u32 = u32::MAX;
+/// Bytes of one range of Dataset Management, and how many fit one command.
+const RANGE_BYTES: u32 = 16;
+const RANGES_BYTES_MAX: u32 = 4096;
+
+/// A byte range of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span {
+    offset: u64,
+    bytes: u64,
+}
+
+/// What data a command moves, if it can be executed at all.
+pub fn transfer(namespaces: &Namespaces, sqe: &Sqe) -> Result<Transfer, Status> {
+    match sqe.opcode() {
+        opcode::READ => Ok(Transfer::ToHost(span_bytes(namespaces, sqe)?)),
+        opcode::COMPARE => Ok(Transfer::FromHost(span_bytes(namespaces, sqe)?)),
+        opcode::WRITE => {
+            check_writable(find(namespaces, sqe)?)?;
+            Ok(Transfer::FromHost(span_bytes(namespaces, sqe)?))
+        }
+        opcode::WRITE_ZEROES => {
+            let namespace = find(namespaces, sqe)?;
+            check_writable(namespace)?;
+            span(namespace, sqe).map(|_| Transfer::None)
+        }
+        opcode::DATASET_MANAGEMENT => {
+            check_writable(find(namespaces, sqe)?)?;
+            let needed = (u32::from(sqe.u8(40)) + 1) * RANGE_BYTES;
+            // Linux always sends 256 ranges and says how many of them count.
+            let given = match sqe.sgl() {
+                Sgl::InCapsule { length, .. } | Sgl::Transport { length } => length,
+                Sgl::Unknown => needed,
+            };
+            if given < needed || given > RANGES_BYTES_MAX {
+                return Err(Status::SGL_LENGTH_INVALID);
+            }
+            Ok(Transfer::FromHost(given))
+        }
+        opcode::FLUSH if sqe.nsid() == NSID_ALL => Ok(Transfer::None),
+        opcode::FLUSH => find(namespaces, sqe).map(|_| Transfer::None),
+        _ => Err(Status::INVALID_OPCODE),
+    }
+}
+
+fn find<'a>(namespaces: &'a Namespaces, sqe: &Sqe) -> Result<&'a Namespace, Status> {
+    namespaces.find(sqe.nsid()).ok_or(Status::INVALID_NAMESPACE)
+}
+
+fn check_writable(namespace: &Namespace) -> Result<(), Status> {
+    if namespace.volume.read_only() {
+        return Err(Status::WRITE_PROTECTED);
+    }
+    Ok(())
+}
+
+/// The bytes of a command that moves them, which MDTS bounds.
+fn span_bytes(namespaces: &Namespaces, sqe: &Sqe) -> Result<u32, Status> {
+    let namespace = find(namespaces, sqe)?;
+    let bytes = (u64::from(sqe.u16(48)) + 1) << namespace.block_shift;
+    let bytes = u32::try_from(bytes).map_err(|_| Status::INVALID_FIELD)?;
+    if bytes > TRANSFER_BYTES_MAX {
+        return Err(Status::INVALID_FIELD);
+    }
+    span(namespace, sqe)?;
+    Ok(bytes)
+}
+
+/// The range that SLBA and NLB name.
+fn span(namespace: &Namespace, sqe: &Sqe) -> Result<Span, Status> {
+    range(namespace, sqe.u64(40), u64::from(sqe.u16(48)) + 1)
+}
+
+fn range(namespace: &Namespace, first: u64, blocks: u64) -> Result<Span, Status> {
+    let end = first.checked_add(blocks).ok_or(Status::LBA_OUT_OF_RANGE)?;
+    if end > namespace.blocks() {
+        return Err(Status::LBA_OUT_OF_RANGE);
+    }
+    let shift = namespace.block_shift;
+    Ok(Span { offset: first << shift, bytes: blocks << shift })
+}
+
+/// What executing a command came to at once.
+pub enum Begun {
+    /// The read's data was in RAM; it is in `pieces`.
+    Pieces,
+    /// Nothing was left to do.
+    Done,
+    /// It takes time.
+    Work(Work),
+}
+
+/// Executes a command whose [`transfer`] was accepted, with the host's data. `pieces` is empty and
+/// takes the data of a read that RAM can answer.
+pub fn execute(
+    namespaces: &Namespaces,
+    sqe: &Sqe,
+    data: Bytes,
+    pieces: &mut Vec<Piece>,
+) -> Result<Begun, Status> {
+    if sqe.opcode() == opcode::FLUSH && sqe.nsid() == NSID_ALL {
+        // Whatever was acknowledged is durable, in every namespace.
+        return Ok(Begun::Done);
+    }
+    let namespace = find(namespaces, sqe)?;
+    let volume = Arc::clone(&namespace.volume);
+    Ok(Begun::Work(match sqe.opcode() {
+        opcode::READ => return read(namespace, sqe, pieces),
+        opcode::WRITE => Work::Write(volume.write(span(namespace, sqe)?.offset, data)),
+        opcode::COMPARE => {
+            let span = span(namespace, sqe)?;
+            let bytes = u32::try_from(span.bytes).map_err(|_| Status::INVALID_FIELD)?;
+            Work::Compare { read: volume.read(span.offset, bytes), expected: data }
+        }
+        opcode::WRITE_ZEROES => {
+            let span = span(namespace, sqe)?;
+            let may_deallocate = sqe.u16(50) & 1 << 9 != 0;
+            let mode = if may_deallocate { ZeroMode::Deallocate } else { ZeroMode::KeepAllocated };
+            Work::Write(volume.zero(span.offset, span.bytes, mode))
+        }
+        opcode::DATASET_MANAGEMENT => {
+            const DEALLOCATE: u32 = 1 << 2;
+            // The other attributes are hints, of which we make no use.
+            if sqe.u32(44) & DEALLOCATE == 0 {
+                return Ok(Begun::Done);
+            }
+            let spans = ranges(namespace, usize::from(sqe.u8(40)) + 1, &data)?;
+            Work::Write(deallocate(volume, spans))
+        }
+        opcode::FLUSH => Work::Write(volume.flush()),
+        _ => return Err(Status::INVALID_OPCODE),
+    }))
+}
+
+fn read(namespace: &Namespace, sqe: &Sqe, pieces: &mut Vec<Piece>) -> Result<Begun, Status> {
+    let span = span(namespace, sqe)?;
+    let bytes = u32::try_from(span.bytes).map_err(|_| Status::INVALID_FIELD)?;
+    match namespace.volume.try_read(span.offset, bytes, pieces) {
+        Ok(true) => Ok(Begun::Pieces),
+        Ok(false) => {
+            let read = Arc::clone(&namespace.volume).read(span.offset, bytes);
+            Ok(Begun::Work(Work::Read(read)))
+        }
+        Err(error) => {
+            pieces.clear();
+            Err(status(error.kind(), Access::Read))
+        }
+    }
+}
+
+/// The ranges of a Dataset Management command, all checked before any is used.
+fn ranges(namespace: &Namespace, count: usize, data: &[u8]) -> Result<Vec<Span>, Status> {
+    let fields = data.chunks_exact(16).take(count).map(|entry| {
+        let blocks = u32::from_le_bytes(entry[4..8].try_into().expect("4 bytes"));
+        let first = u64::from_le_bytes(entry[8..16].try_into().expect("8 bytes"));
+        range(namespace, first, u64::from(blocks))
+    });
+    fields.collect()
+}
+
+fn deallocate(volume: Arc<dyn Volume>, spans: Vec<Span>) -> LocalBoxFuture<VolumeResult<()>> {
+    Box::pin(async move {
+        for span in spans.into_iter().filter(|span| span.bytes > 0) {
+            let volume = VolumeRef::clone(&volume);
+            volume.zero(span.offset, span.bytes, ZeroMode::Deallocate).await?;
+        }
+        Ok(())
+    })
+}
+
+/// What the volume is doing for a command.
+///
+/// # Cancellation
+/// Dropping it is dropping the volume's future: a write is then wholly done or wholly undone, and
+/// of a Dataset Management any part of its ranges.
+pub enum Work {
+    /// Data for the host.
+    Read(LocalBoxFuture<VolumeResult<Vec<Piece>>>),
+    /// A change, or a flush.
+    Write(LocalBoxFuture<VolumeResult<()>>),
+    /// Data to compare with the host's.
+    Compare {
+        /// What is stored.
+        read: LocalBoxFuture<VolumeResult<Vec<Piece>>>,
+        /// What the host sent.
+        expected: Bytes,
+    },
+}
+
+/// What it came to.
+pub enum Outcome {
+    /// Data for the host.
+    Pieces(Vec<Piece>),
+    /// Done.
+    Done,
+}
+
+impl Work {
+    /// Whether it changes the volume.
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        matches!(self, Self::Write(_))
+    }
+}
+
+impl Future for Work {
+    type Output = Result<Outcome, Status>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let failed = |access| {
+            move |error: crate::error::Error| {
+                tracing::debug!(error = %error.chain(), "NVMe command failed");
+                status(error.kind(), access)
+            }
+        };
+        Poll::Ready(match self.get_mut() {
+            Self::Read(read) => {
+                ready!(read.as_mut().poll(cx)).map(Outcome::Pieces).map_err(failed(Access::Read))
+            }
+            Self::Write(write) => ready!(write.as_mut().poll(cx))
+                .map(|()| Outcome::Done)
+                .map_err(failed(Access::Write)),
+            Self::Compare { read, expected } => {
+                let pieces = ready!(read.as_mut().poll(cx)).map_err(failed(Access::Read));
+                pieces.and_then(|pieces| compare(&pieces, expected))
+            }
+        })
+    }
+}
+
+fn compare(pieces: &[Piece], expected: &Bytes) -> Result<Outcome, Status> {
+    let mut rest: &[u8] = expected;
+    for piece in pieces {
+        let (part, after) = rest.split_at_checked(piece.len()).ok_or(Status::INTERNAL)?;
+        let same = match piece {
+            Piece::Zero(_) => part.iter().all(|byte| *byte == 0),
+            Piece::Data(bytes) => part == bytes,
+        };
+        if !same {
+            return Err(Status::COMPARE_FAILURE);
+        }
+        rest = after;
+    }
+    debug_assert!(rest.is_empty(), "{} bytes not compared", bytes_u64(rest.len()));
+    Ok(Outcome::Done)
+}

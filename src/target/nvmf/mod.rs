@@ -1,0 +1,29 @@
+//! The NVMe over Fabrics target: volumes as namespaces of one subsystem.
+//!
+//! | file | owns |
+//! |---|---|
+//! | [`wire`] | queue entries: bytes to types and back |
+//! | [`subsystem`], [`controller`] | what all connections share |
+//! | [`connect`] | who is let in |
+//! | [`queue`] | one queue's commands and completions, without I/O |
+//! | [`admin`], [`identify`], [`log_page`] | the admin queue's commands |
+//! | [`io`] | commands on namespaces |
+//! | [`transport`] | what a transport does for a queue |
+//! | [`tcp`] | the TCP transport |
+//! | [`status`] | our errors as NVMe's |
+//!
+//! Specifications: NVMe Base 1.4, NVMe over Fabrics 1.1, NVMe/TCP Transport 1.0. What of them is
+//! met and what is refused: `docs/spec/nvme-tcp.md`.
+
+pub mod admin;
+pub mod connect;
+pub mod controller;
+pub mod identify;
+pub mod io;
+pub mod log_page;
+pub mod queue;
+pub mod status;
+pub mod subsystem;
+pub mod tcp;
+pub mod transport;
+pub mod wire;

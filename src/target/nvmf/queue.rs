@@ -1,0 +1,467 @@
+//! One queue: a submission queue and its completion queue, which on fabrics is one connection.
+//! Checks commands, executes them, completes them. No I/O of its own, and no transport's word.
+//!
+//! # Invariants
+//! * Every command gets exactly one completion, but for event requests when the controller is
+//!   reset or ends. (NVMe Base 1.4, 5.2)
+//! * Until its Connect has succeeded, a queue takes nothing else. (NVMe-oF 1.1, 3.3)
+//! * Dropping the admin queue removes its controller, which ends the I/O queues.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::target::nvmf::admin;
+use crate::target::nvmf::admin::Admin;
+use crate::target::nvmf::admin::Answer;
+use crate::target::nvmf::connect;
+use crate::target::nvmf::connect::CONNECT_DATA_BYTES;
+use crate::target::nvmf::controller::Controller;
+use crate::target::nvmf::io;
+use crate::target::nvmf::io::Begun;
+use crate::target::nvmf::io::Outcome;
+use crate::target::nvmf::io::Work;
+use crate::target::nvmf::status::Status;
+use crate::target::nvmf::subsystem::Namespaces;
+use crate::target::nvmf::subsystem::Subsystem;
+use crate::target::nvmf::transport::Responder;
+use crate::target::nvmf::wire::Cqe;
+use crate::target::nvmf::wire::Sgl;
+use crate::target::nvmf::wire::Sqe;
+use crate::target::nvmf::wire::fabrics_type;
+use crate::target::nvmf::wire::opcode;
+use crate::units::bytes_u64;
+use crate::volume::Piece;
+
+/// What the queue head reads where there is no flow control. (NVMe-oF 1.1, 2.4)
+const SQ_HEAD_NONE: u16 = 0xffff;
+
+/// The data a command moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// None.
+    None,
+    /// So many bytes from the host, before the command can be executed.
+    FromHost(u32),
+    /// So many bytes to the host, if it succeeds.
+    ToHost(u32),
+}
+
+impl Transfer {
+    /// Bytes it moves.
+    #[must_use]
+    pub fn bytes(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::FromHost(bytes) | Self::ToHost(bytes) => bytes,
+        }
+    }
+}
+
+/// A queue.
+pub struct Queue {
+    subsystem: Arc<Subsystem>,
+    /// Our address, as the host used it.
+    portal: SocketAddr,
+    namespaces: Namespaces,
+    changes: watch::Receiver<u64>,
+    role: Role,
+    id: u16,
+    /// Counted from 0.
+    entries: u16,
+    head: u16,
+    flow_control: bool,
+    /// Reused by every read.
+    pieces: Vec<Piece>,
+    tally: Tally,
+}
+
+/// What the queue is for.
+enum Role {
+    /// Not connected yet.
+    Fresh,
+    Admin(Arc<Controller>, Box<Admin>),
+    Io(Arc<Controller>),
+}
+
+/// What was counted since it was last reported.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    commands: u64,
+    reads: u64,
+    writes: u64,
+    bytes_read: u64,
+    bytes_written: u64,
+    errors: u64,
+}
+
+impl Queue {
+    /// A queue not connected to any controller yet, on a connection to our address `portal`.
+    #[must_use]
+    pub fn new(subsystem: Arc<Subsystem>, portal: SocketAddr) -> Self {
+        let changes = subsystem.changes();
+        Self {
+            namespaces: Namespaces::default(),
+            changes,
+            subsystem,
+            portal,
+            role: Role::Fresh,
+            id: 0,
+            entries: 0,
+            head: 0,
+            flow_control: true,
+            pieces: Vec::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// Its controller, once connected.
+    #[must_use]
+    pub fn controller(&self) -> Option<&Arc<Controller>> {
+        match &self.role {
+            Role::Fresh => None,
+            Role::Admin(controller, _) | Role::Io(controller) => Some(controller),
+        }
+    }
+
+    /// Whether it is a controller's admin queue.
+    #[must_use]
+    pub fn is_admin(&self) -> bool {
+        matches!(self.role, Role::Admin(..))
+    }
+
+    /// Commands a host may have outstanding.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        usize::from(self.entries) + 1
+    }
+
+    /// What data a command moves, or why it cannot be executed: to be refused then.
+    pub fn transfer(&mut self, sqe: &Sqe) -> Result<Transfer, Status> {
+        self.refresh();
+        let transfer = self.wanted_transfer(sqe)?;
+        match (transfer, sqe.sgl()) {
+            (Transfer::None, _) => Ok(transfer),
+            (_, Sgl::Unknown) | (Transfer::ToHost(_), Sgl::InCapsule { .. }) => {
+                Err(Status::SGL_TYPE_INVALID)
+            }
+            (Transfer::FromHost(_), Sgl::InCapsule { offset, .. }) if offset != 0 => {
+                Err(Status::SGL_OFFSET_INVALID)
+            }
+            (
+                Transfer::FromHost(bytes) | Transfer::ToHost(bytes),
+                Sgl::InCapsule { length, .. } | Sgl::Transport { length },
+            ) if bytes == length => Ok(transfer),
+            _ => Err(Status::SGL_LENGTH_INVALID),
+        }
+    }
+
+    fn wanted_transfer(&self, sqe: &Sqe) -> Result<Transfer, Status> {
+        let is_fabrics = sqe.opcode() == opcode::FABRICS;
+        let controller = match &self.role {
+            Role::Fresh if is_fabrics && sqe.fabrics_type() == fabrics_type::CONNECT => {
+                return Ok(Transfer::FromHost(CONNECT_DATA_BYTES));
+            }
+            Role::Fresh => return Err(Status::SEQUENCE_ERROR),
+            Role::Admin(..) if is_fabrics => {
+                return match sqe.fabrics_type() {
+                    fabrics_type::PROPERTY_GET | fabrics_type::PROPERTY_SET => Ok(Transfer::None),
+                    fabrics_type::CONNECT => Err(Status::SEQUENCE_ERROR),
+                    _ => Err(Status::INVALID_OPCODE),
+                };
+            }
+            Role::Io(_) if is_fabrics => {
+                return Err(match sqe.fabrics_type() {
+                    fabrics_type::CONNECT => Status::SEQUENCE_ERROR,
+                    _ => Status::INVALID_OPCODE,
+                });
+            }
+            Role::Admin(controller, _) | Role::Io(controller) => controller,
+        };
+        if !controller.ready() {
+            return Err(Status::SEQUENCE_ERROR);
+        }
+        if sqe.fuse() != 0 || !sqe.uses_sgl() {
+            return Err(Status::INVALID_FIELD);
+        }
+        match &self.role {
+            Role::Admin(..) => admin::transfer(sqe),
+            Role::Io(_) | Role::Fresh => io::transfer(&self.namespaces, sqe),
+        }
+    }
+
+    /// Completes a command with an error.
+    pub fn refuse(&mut self, sqe: &Sqe, status: Status, out: &mut impl Responder) {
+        self.tally.commands += 1;
+        tracing::trace!(?sqe, ?status, "NVMe command refused");
+        self.fail(sqe.cid(), status, out);
+    }
+
+    /// Executes a command: completes it at once, or returns the work that will lead there.
+    ///
+    /// `data` is what [`Queue::transfer`] said comes from the host.
+    pub fn execute(
+        &mut self,
+        sqe: &Sqe,
+        data: Bytes,
+        out: &mut impl Responder,
+    ) -> Option<InFlight> {
+        self.tally.commands += 1;
+        // It was checked when it came, but the namespace may have shrunk or gone since then.
+        self.refresh();
+        if sqe.opcode() == opcode::FABRICS {
+            self.fabrics(sqe, &data, out);
+            return None;
+        }
+        match &mut self.role {
+            Role::Fresh => {
+                self.fail(sqe.cid(), Status::SEQUENCE_ERROR, out);
+                None
+            }
+            Role::Admin(controller, admin) => {
+                let answer = admin.execute(&self.subsystem, controller, &self.namespaces, sqe);
+                self.answer(sqe.cid(), answer, out);
+                self.send_events(out);
+                None
+            }
+            Role::Io(_) => self.begin_io(sqe, data, out),
+        }
+    }
+
+    /// Completes what a finished command came to.
+    pub fn complete(&mut self, completed: Completed, out: &mut impl Responder) {
+        let cid = completed.cid;
+        match completed.outcome {
+            Ok(Outcome::Done) => {
+                self.tally.bytes_written += completed.bytes_written;
+                self.done(cid, 0, out);
+            }
+            Ok(Outcome::Pieces(mut pieces)) => self.reply_data(cid, &mut pieces, out),
+            Err(status) => self.fail(cid, status, out),
+        }
+    }
+
+    /// Looks for changed namespaces, and tells a host that waits for such news.
+    pub fn send_events(&mut self, out: &mut impl Responder) {
+        self.refresh();
+        loop {
+            let Role::Admin(_, admin) = &mut self.role else { return };
+            let Some((cid, event)) = admin.next_event() else { return };
+            self.done(cid, event, out);
+        }
+    }
+
+    /// Reports what was counted since the last call, and that the host is alive.
+    pub fn report(&mut self) {
+        if self.tally.commands == 0 && self.tally.bytes_written == 0 {
+            return;
+        }
+        let tally = std::mem::take(&mut self.tally);
+        if let Some(controller) = self.controller() {
+            controller.touch();
+        }
+        let counters = self.subsystem.counters();
+        let add = |counter: &AtomicU64, more: u64| {
+            if more > 0 {
+                counter.fetch_add(more, Ordering::Relaxed);
+            }
+        };
+        add(&counters.reads, tally.reads);
+        add(&counters.writes, tally.writes);
+        add(&counters.bytes_read, tally.bytes_read);
+        add(&counters.bytes_written, tally.bytes_written);
+        add(&counters.errors, tally.errors);
+    }
+
+    fn fabrics(&mut self, sqe: &Sqe, data: &[u8], out: &mut impl Responder) {
+        let cid = sqe.cid();
+        let Role::Admin(controller, admin) = &mut self.role else {
+            self.connect(sqe, data, out);
+            return;
+        };
+        let eight_bytes = sqe.u8(40) & 7 == 1;
+        let offset = sqe.u32(44);
+        let answer = if sqe.fabrics_type() == fabrics_type::PROPERTY_GET {
+            controller.property(offset, eight_bytes)
+        } else {
+            controller.set_property(offset, eight_bytes, sqe.u64(48)).map(|reset| {
+                if reset {
+                    out.forget(admin.waiting());
+                    admin.reset(controller.identity().kind, &self.namespaces);
+                }
+                0
+            })
+        };
+        self.answer(cid, answer.map(Answer::Done), out);
+    }
+
+    fn connect(&mut self, sqe: &Sqe, data: &[u8], out: &mut impl Responder) {
+        const DISABLE_FLOW_CONTROL: u8 = 1 << 2;
+        match connect::connect(&self.subsystem, sqe, data) {
+            Ok(connected) => {
+                let controller = connected.controller;
+                let identity = controller.identity();
+                tracing::debug!(
+                    controller = controller.id(),
+                    queue = connected.qid,
+                    host = identity.host_nqn,
+                    kind = ?identity.kind,
+                    "NVMe queue connected"
+                );
+                let result = u64::from(controller.id());
+                self.namespaces = self.subsystem.namespaces();
+                self.id = connected.qid;
+                self.entries = connected.entries;
+                self.flow_control = sqe.u8(46) & DISABLE_FLOW_CONTROL == 0;
+                self.role = if connected.qid == 0 {
+                    let admin = Admin::new(identity.kind, &self.namespaces, self.portal);
+                    Role::Admin(controller, Box::new(admin))
+                } else {
+                    Role::Io(controller)
+                };
+                self.done(sqe.cid(), result, out);
+            }
+            Err(refused) => {
+                tracing::debug!(?refused, "NVMe connect refused");
+                self.tally.errors += 1;
+                let cqe = self.cqe(sqe.cid(), refused.status, refused.result);
+                out.complete(cqe);
+            }
+        }
+    }
+
+    fn begin_io(&mut self, sqe: &Sqe, data: Bytes, out: &mut impl Responder) -> Option<InFlight> {
+        let cid = sqe.cid();
+        let bytes = bytes_u64(data.len());
+        let is_write = sqe.opcode() == opcode::WRITE;
+        self.tally.writes += u64::from(is_write);
+        self.tally.reads += u64::from(matches!(sqe.opcode(), opcode::READ | opcode::COMPARE));
+        let mut pieces = std::mem::take(&mut self.pieces);
+        let begun = io::execute(&self.namespaces, sqe, data, &mut pieces);
+        let in_flight = match begun {
+            Ok(Begun::Pieces) => {
+                self.reply_data(cid, &mut pieces, out);
+                None
+            }
+            Ok(Begun::Done) => {
+                self.done(cid, 0, out);
+                None
+            }
+            Ok(Begun::Work(work)) => {
+                let bytes_written = if is_write { bytes } else { 0 };
+                Some(InFlight { cid, bytes_written, work })
+            }
+            Err(status) => {
+                self.fail(cid, status, out);
+                None
+            }
+        };
+        self.pieces = pieces;
+        in_flight
+    }
+
+    fn answer(&mut self, cid: u16, answer: Result<Answer, Status>, out: &mut impl Responder) {
+        match answer {
+            Ok(Answer::Done(result)) => self.done(cid, result, out),
+            Ok(Answer::Data(data)) => {
+                let cqe = self.cqe(cid, Status::SUCCESS, 0);
+                out.data(cqe, &mut vec![Piece::Data(data.into())]);
+            }
+            Ok(Answer::Later) => {}
+            Err(status) => self.fail(cid, status, out),
+        }
+    }
+
+    fn reply_data(&mut self, cid: u16, pieces: &mut Vec<Piece>, out: &mut impl Responder) {
+        self.tally.bytes_read += pieces.iter().map(|piece| bytes_u64(piece.len())).sum::<u64>();
+        let cqe = self.cqe(cid, Status::SUCCESS, 0);
+        out.data(cqe, pieces);
+    }
+
+    fn done(&mut self, cid: u16, result: u64, out: &mut impl Responder) {
+        let cqe = self.cqe(cid, Status::SUCCESS, result);
+        out.complete(cqe);
+    }
+
+    fn fail(&mut self, cid: u16, status: Status, out: &mut impl Responder) {
+        self.tally.errors += 1;
+        let cqe = self.cqe(cid, status, 0);
+        out.complete(cqe);
+    }
+
+    fn cqe(&mut self, cid: u16, status: Status, result: u64) -> Cqe {
+        self.head = match (self.flow_control, self.head) {
+            (false, _) => SQ_HEAD_NONE,
+            (true, head) if head >= self.entries => 0,
+            (true, head) => head + 1,
+        };
+        Cqe { result, sq_head: self.head, sq_id: self.id, cid, status }
+    }
+
+    /// Takes in what volumes were added, resized or removed.
+    fn refresh(&mut self) {
+        // The directory outlives its queues; if not, nothing changes any more.
+        if !self.changes.has_changed().unwrap_or(false) || matches!(self.role, Role::Fresh) {
+            return;
+        }
+        self.changes.mark_unchanged();
+        self.namespaces = self.subsystem.namespaces();
+        if let Role::Admin(_, admin) = &mut self.role {
+            admin.namespaces_changed(&self.namespaces);
+        }
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.report();
+        match &self.role {
+            Role::Fresh => {}
+            Role::Admin(controller, _) => self.subsystem.remove_controller(controller),
+            Role::Io(controller) => controller.close_io_queue(self.id),
+        }
+    }
+}
+
+/// A command being executed.
+///
+/// # Cancellation
+/// As [`Work`]. Transports let writes run to their end.
+pub struct InFlight {
+    cid: u16,
+    bytes_written: u64,
+    work: Work,
+}
+
+impl InFlight {
+    /// Whether it changes the volume.
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        self.work.writes()
+    }
+}
+
+impl Future for InFlight {
+    type Output = Completed;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completed> {
+        let outcome = ready!(Pin::new(&mut self.work).poll(cx));
+        Poll::Ready(Completed { cid: self.cid, bytes_written: self.bytes_written, outcome })
+    }
+}
+
+/// A finished command, to be completed.
+pub struct Completed {
+    cid: u16,
+    bytes_written: u64,
+    outcome: Result<Outcome, Status>,
+}

@@ -1,0 +1,234 @@
+//! The subsystem hosts connect to: one per pod, with a namespace for each volume and a controller
+//! for each host connection to it. Shared by all threads.
+//!
+//! A namespace's NSID is the volume's number, which is never used for another; its UUID and NGUID
+//! are the volume's UUID. A volume whose number or place in the list lies beyond what we tell
+//! hosts ([`NSID_MAX`], [`NAMESPACES_MAX`]) is not served over NVMe.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::target::nvmf::controller::Controller;
+use crate::target::nvmf::controller::Identity;
+use crate::volume::VolumeDirectory;
+use crate::volume::VolumeRef;
+
+/// Highest NSID (NN). Arbitrary, far above what a pod's life needs.
+pub const NSID_MAX: u32 = 1 << 20;
+/// Most namespaces at once (MNAN). With it the ANA log has 66 KiB, which a host must be able to
+/// get in one piece.
+pub const NAMESPACES_MAX: usize = 16 * 1024;
+/// Controllers at once, of all hosts. Each has at least one connection.
+const CONTROLLERS_MAX: usize = 4096;
+/// Highest controller number; those above are reserved. (NVMe-oF 1.1, 4.2)
+const CONTROLLER_ID_MAX: u16 = 0xffef;
+/// The name under which any subsystem answers discovery. (NVMe-oF 1.1, 1.5.5)
+pub const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
+
+/// What tells a subsystem from others.
+#[derive(Clone, Debug)]
+pub struct SubsystemOptions {
+    /// The pod's identity; name and serial number are made of it.
+    pub uuid: Uuid,
+    /// Addresses the discovery log names; empty: the one the host itself used.
+    pub advertised: Vec<SocketAddr>,
+}
+
+/// The subsystem.
+pub struct Subsystem {
+    nqn: String,
+    serial_number: String,
+    advertised: Vec<SocketAddr>,
+    directory: Arc<dyn VolumeDirectory>,
+    /// Guards the table for one lookup or change.
+    controllers: Mutex<Controllers>,
+    counters: IoCounters,
+}
+
+#[derive(Default)]
+struct Controllers {
+    by_id: BTreeMap<u16, Arc<Controller>>,
+    /// Where the search for a free number goes on, so that numbers are not reused soon.
+    next_id: u16,
+}
+
+/// What hosts did, over all controllers since the node started.
+#[derive(Debug, Default)]
+pub struct IoCounters {
+    /// Read and Compare commands.
+    pub reads: AtomicU64,
+    /// Write commands.
+    pub writes: AtomicU64,
+    /// Bytes returned by reads.
+    pub bytes_read: AtomicU64,
+    /// Bytes of completed writes.
+    pub bytes_written: AtomicU64,
+    /// Commands of any kind answered with an error.
+    pub errors: AtomicU64,
+}
+
+/// A volume as hosts see it.
+#[derive(Clone)]
+pub struct Namespace {
+    /// Its number.
+    pub nsid: u32,
+    /// The volume behind it.
+    pub volume: VolumeRef,
+    /// Logical block length as a power of two.
+    pub block_shift: u32,
+}
+
+impl Namespace {
+    /// What hosts must hear of when it changes.
+    #[must_use]
+    pub fn facts(&self) -> (Uuid, u64, bool) {
+        (self.volume.uuid(), self.volume.size_bytes(), self.volume.read_only())
+    }
+
+    /// Logical blocks.
+    #[must_use]
+    pub fn blocks(&self) -> u64 {
+        self.volume.size_bytes() >> self.block_shift
+    }
+}
+
+/// All namespaces at one moment, in order of NSID.
+#[derive(Clone, Default)]
+pub struct Namespaces(Vec<Namespace>);
+
+impl Namespaces {
+    /// The namespace of that number, if it is active.
+    #[must_use]
+    pub fn find(&self, nsid: u32) -> Option<&Namespace> {
+        let index = self.0.binary_search_by_key(&nsid, |namespace| namespace.nsid).ok()?;
+        self.0.get(index)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> std::slice::Iter<'_, Namespace> {
+        self.0.iter()
+    }
+}
+
+impl Subsystem {
+    /// The subsystem of these volumes.
+    #[must_use]
+    pub fn new(directory: Arc<dyn VolumeDirectory>, options: SubsystemOptions) -> Self {
+        let mut serial_number = options.uuid.simple().to_string();
+        serial_number.truncate(20);
+        Self {
+            nqn: nqn(options.uuid),
+            serial_number,
+            advertised: options.advertised,
+            directory,
+            controllers: Mutex::default(),
+            counters: IoCounters::default(),
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn nqn(&self) -> &str {
+        &self.nqn
+    }
+
+    /// Its serial number: 20 characters.
+    #[must_use]
+    pub fn serial_number(&self) -> &str {
+        &self.serial_number
+    }
+
+    /// Addresses for the discovery log; empty: the one the host used.
+    #[must_use]
+    pub fn advertised(&self) -> &[SocketAddr] {
+        &self.advertised
+    }
+
+    /// What hosts did.
+    #[must_use]
+    pub fn counters(&self) -> &IoCounters {
+        &self.counters
+    }
+
+    /// The volumes that are served, as they are now.
+    #[must_use]
+    pub fn namespaces(&self) -> Namespaces {
+        let mut namespaces: Vec<Namespace> =
+            self.directory.list().into_iter().filter_map(namespace).collect();
+        namespaces.sort_by_key(|namespace| namespace.nsid);
+        namespaces.truncate(NAMESPACES_MAX);
+        Namespaces(namespaces)
+    }
+
+    /// Changes whenever [`Subsystem::namespaces`] may have.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.directory.changes()
+    }
+
+    /// Makes a controller for a host; `None` if there are too many.
+    #[must_use]
+    pub fn create_controller(
+        &self,
+        identity: Identity,
+        keep_alive: Duration,
+    ) -> Option<Arc<Controller>> {
+        let mut controllers = self.controllers.lock();
+        if controllers.by_id.len() >= CONTROLLERS_MAX {
+            return None;
+        }
+        let id = controllers.free_id();
+        let controller = Arc::new(Controller::new(id, identity, keep_alive));
+        controllers.by_id.insert(id, Arc::clone(&controller));
+        Some(controller)
+    }
+
+    /// The controller of that number.
+    #[must_use]
+    pub fn controller(&self, id: u16) -> Option<Arc<Controller>> {
+        self.controllers.lock().by_id.get(&id).cloned()
+    }
+
+    /// How many controllers there are.
+    #[must_use]
+    pub fn controller_count(&self) -> usize {
+        self.controllers.lock().by_id.len()
+    }
+
+    /// Takes a controller out and ends its connections. Its admin queue is gone.
+    pub fn remove_controller(&self, controller: &Controller) {
+        self.controllers.lock().by_id.remove(&controller.id());
+        controller.end();
+    }
+}
+
+impl Controllers {
+    /// A number no controller has. There are fewer controllers than numbers.
+    fn free_id(&mut self) -> u16 {
+        loop {
+            self.next_id = if self.next_id >= CONTROLLER_ID_MAX { 1 } else { self.next_id + 1 };
+            if !self.by_id.contains_key(&self.next_id) {
+                return self.next_id;
+            }
+        }
+    }
+}
+
+/// The name of a pod's subsystem.
+#[must_use]
+pub fn nqn(pod: Uuid) -> String {
+    format!("nqn.2014-08.org.nvmexpress:uuid:{pod}")
+}
+
+fn namespace(volume: VolumeRef) -> Option<Namespace> {
+    let nsid = u32::try_from(volume.id()).ok().filter(|nsid| (1..=NSID_MAX).contains(nsid))?;
+    let block_shift = volume.logical_block_bytes().trailing_zeros();
+    (!volume.closed()).then_some(Namespace { nsid, volume, block_shift })
+}

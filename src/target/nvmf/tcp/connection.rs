@@ -1,0 +1,454 @@
+//! The loop of one connection, which is one queue: receive, parse, execute, send, on one task.
+//!
+//! ```text
+//! receive buffer -> Framing -> Queue -+-> Outbox -> one gathered send
+//!                      ^              |     ^
+//!                      |              +-> commands in flight
+//!                      +--- data the host sends after our R2T
+//! ```
+//!
+//! Each turn takes the commands that have finished, then one buffer's worth of new ones, then sends
+//! everything in one go: batching is what makes it fast (runtime.md).
+//!
+//! # Invariants
+//! * New commands are taken only while the outbox is not full: a host that does not read its
+//!   answers waits in its own socket.
+//! * A host has at most [`Queue::depth`] commands outstanding; one more ends the connection.
+//!   Commands that move data are begun, and data is asked for, only while those begun hold at most
+//!   [`Limits::bytes_max`]; the others wait here, in order.
+//! * When the connection ends, however it ends, writes in flight run to their end first
+//!   ([`Connection::drain`]).
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
+use crate::target::nvmf::queue::Completed;
+use crate::target::nvmf::queue::InFlight;
+use crate::target::nvmf::queue::Queue;
+use crate::target::nvmf::queue::Transfer;
+use crate::target::nvmf::status::Status;
+use crate::target::nvmf::tcp::framing::Data;
+use crate::target::nvmf::tcp::framing::Event;
+use crate::target::nvmf::tcp::framing::Framing;
+use crate::target::nvmf::tcp::outbox::Outbox;
+use crate::target::nvmf::tcp::wire::Fatal;
+use crate::target::nvmf::tcp::wire::FatalStatus;
+use crate::target::nvmf::tcp::wire::fatal;
+use crate::target::nvmf::wire::Sgl;
+use crate::target::nvmf::wire::Sqe;
+use crate::target::stream::ByteStream;
+
+/// Receive buffer of a connection that is busy (runtime.md).
+const RECEIVE_BYTES_MAX: usize = 512 * 1024;
+/// Receive buffer to begin with; it grows when one receive fills it.
+const RECEIVE_BYTES_MIN: usize = 64 * 1024;
+/// Events taken before answers are sent (runtime.md).
+const BATCH_EVENTS: usize = 512;
+/// Full batches after which other connections of the thread get their turn (runtime.md).
+const BATCHES_BEFORE_YIELD: usize = 2;
+/// The same for turns that fill no batch: they are short, but a quick host never lets them end.
+const TURNS_BEFORE_YIELD: usize = 8;
+
+/// What one connection may have in flight.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of data of commands begun. One command may exceed it, so that any is possible.
+    pub bytes_max: u64,
+}
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub enum End {
+    /// The host closed between two commands, or we stopped taking them.
+    Clean,
+    /// The host sent a H2CTermReq with this status.
+    HostTerminated(u16),
+    /// The host broke the protocol; it is to be told.
+    Broken(Fatal),
+    /// The stream failed.
+    Io(io::Error),
+}
+
+/// What a round did.
+struct Turn {
+    /// Anything was received, executed or sent, so there may be more.
+    moved: bool,
+    /// It reached the bound of a batch.
+    full: bool,
+}
+
+/// A command that waits for its turn.
+struct Waiting {
+    sqe: Sqe,
+    data: Bytes,
+    /// Data it moves.
+    cost_bytes: u32,
+    /// Its data is still with the host.
+    to_grant: bool,
+}
+
+/// A command in flight, with what it counts for.
+struct Running {
+    command: InFlight,
+    cost_bytes: u32,
+}
+
+impl Future for Running {
+    type Output = (Completed, u32);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let completed = ready!(Pin::new(&mut self.command).poll(cx));
+        Poll::Ready((completed, self.cost_bytes))
+    }
+}
+
+/// A connection.
+pub struct Connection<S> {
+    stream: S,
+    /// Bytes received; those before `parsed` are done with.
+    buffer: Vec<u8>,
+    parsed: usize,
+    framing: Framing,
+    queue: Queue,
+    out: Outbox,
+    /// The stream may hold sent bytes back until flushed.
+    unflushed: bool,
+    in_flight: FuturesUnordered<Running>,
+    waiting: VecDeque<Waiting>,
+    /// Data of commands begun or granted.
+    busy_bytes: u64,
+    /// Commands taken and not answered.
+    outstanding: usize,
+    limits: Limits,
+    /// No further command will be taken.
+    input_ended: bool,
+}
+
+impl<S: ByteStream> Connection<S> {
+    /// A connection just accepted.
+    pub fn new(stream: S, queue: Queue, limits: Limits) -> Self {
+        Self {
+            stream,
+            buffer: Vec::with_capacity(RECEIVE_BYTES_MIN),
+            parsed: 0,
+            framing: Framing::default(),
+            queue,
+            out: Outbox::default(),
+            unflushed: false,
+            in_flight: FuturesUnordered::new(),
+            waiting: VecDeque::new(),
+            busy_bytes: 0,
+            outstanding: 0,
+            limits,
+            input_ended: false,
+        }
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// Takes no further command; what was begun is finished and answered.
+    pub fn stop(&mut self) {
+        self.input_ended = true;
+        self.waiting.clear();
+    }
+
+    /// Sends events that have come up.
+    pub fn send_events(&mut self) {
+        self.queue.send_events(&mut self.out);
+    }
+
+    /// Serves until the end. Ready when nothing is left to answer, or nobody to answer to.
+    pub fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let served = self.poll_turns(cx);
+        self.queue.report();
+        served
+    }
+
+    fn poll_turns(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let mut full_batches = 0;
+        for _ in 0..TURNS_BEFORE_YIELD {
+            let turn = match self.turn(cx) {
+                Ok(turn) => turn,
+                Err(end) => return Poll::Ready(end),
+            };
+            if self.finished() {
+                return Poll::Ready(End::Clean);
+            }
+            if !turn.moved {
+                // Everything that could move was polled and has our waker.
+                return Poll::Pending;
+            }
+            full_batches += usize::from(turn.full);
+            if full_batches == BATCHES_BEFORE_YIELD {
+                break;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Lets writes in flight run to their end, unanswered. Reads are dropped, and the queue with
+    /// its controller is gone at once.
+    pub async fn drain(self) {
+        let Self { stream, queue, in_flight, .. } = self;
+        drop(stream);
+        drop(queue);
+        let mut writes: FuturesUnordered<Running> =
+            in_flight.into_iter().filter(|running| running.command.writes()).collect();
+        while writes.next().await.is_some() {}
+    }
+
+    /// Says goodbye after a clean end.
+    pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_close(cx)
+    }
+
+    /// Tells the host what it did wrong, then waits until it closes, so that it gets to read it.
+    /// (NVMe/TCP 1.0, 3.5.1)
+    pub async fn terminate(&mut self, fatal: &Fatal) -> io::Result<()> {
+        self.stop();
+        self.out.terminate(fatal);
+        std::future::poll_fn(|cx| self.poll_flushed(cx)).await?;
+        std::future::poll_fn(|cx| self.stream.poll_close(cx)).await?;
+        loop {
+            self.buffer.clear();
+            let receive = |cx: &mut Context<'_>| {
+                self.stream.poll_receive(cx, &mut self.buffer, RECEIVE_BYTES_MIN)
+            };
+            if std::future::poll_fn(receive).await? == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.send(cx) {
+            Err(End::Io(error)) => Poll::Ready(Err(error)),
+            Ok(_) | Err(_) if self.out.is_empty() && !self.unflushed => Poll::Ready(Ok(())),
+            Ok(_) | Err(_) => Poll::Pending,
+        }
+    }
+
+    fn finished(&self) -> bool {
+        self.input_ended && self.in_flight.is_empty() && self.out.is_empty() && !self.unflushed
+    }
+
+    /// One round.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Turn, End> {
+        let completed = self.take_completed(cx);
+        let taken = self.take_events(cx)?;
+        let full = taken.full || self.out.is_full();
+        let sent = self.send(cx)?;
+        Ok(Turn { moved: completed || taken.moved || sent, full })
+    }
+
+    fn take_completed(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        while !self.out.is_full() {
+            let Poll::Ready(Some((completed, cost_bytes))) = self.in_flight.poll_next_unpin(cx)
+            else {
+                break;
+            };
+            self.busy_bytes -= u64::from(cost_bytes);
+            self.queue.complete(completed, &mut self.out);
+            moved = true;
+        }
+        moved | self.begin_waiting(cx)
+    }
+
+    /// Takes what has arrived, receiving at most once.
+    fn take_events(&mut self, cx: &mut Context<'_>) -> Result<Turn, End> {
+        let mut moved = false;
+        let mut received = false;
+        let mut events = 0;
+        while events < BATCH_EVENTS && !self.input_ended && !self.out.is_full() {
+            let mut input = self.buffer.get(self.parsed..).unwrap_or_default();
+            let before = input.len();
+            let event = self.framing.next(&mut input);
+            self.parsed += before - input.len();
+            match event {
+                Event::NeedBytes if received => break,
+                Event::NeedBytes => match self.receive(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(result) => {
+                        result?;
+                        received = true;
+                    }
+                },
+                Event::Begin(agreed) => self.out.begin(agreed),
+                Event::Command(sqe, data) => self.take_command(sqe, data, cx)?,
+                Event::Received(sqe, data) => self.take_data(&sqe, data, cx),
+                Event::HostTerminated(status) => return Err(End::HostTerminated(status)),
+                Event::Fatal(fatal) => return Err(End::Broken(fatal)),
+            }
+            moved = true;
+            events += 1;
+        }
+        Ok(Turn { moved, full: events >= BATCH_EVENTS })
+    }
+
+    /// Takes a command off the wire: refuses it, begins it, asks for its data or lets it wait.
+    fn take_command(&mut self, sqe: Sqe, data: Data, cx: &mut Context<'_>) -> Result<(), End> {
+        self.outstanding += 1;
+        self.outstanding -= self.out.take_answered();
+        if self.outstanding > self.queue.depth() {
+            let reason = "more commands than the queue has entries";
+            return Err(End::Broken(fatal(FatalStatus::Sequence, 0, sqe.bytes(), reason)));
+        }
+        let transfer = match self.queue.transfer(&sqe) {
+            Ok(transfer) => transfer,
+            Err(status) => {
+                self.queue.refuse(&sqe, status, &mut self.out);
+                return Ok(());
+            }
+        };
+        let Data::Good(data) = data else {
+            self.queue.refuse(&sqe, Status::TRANSIENT_TRANSPORT, &mut self.out);
+            return Ok(());
+        };
+        let to_grant = match (transfer, sqe.sgl()) {
+            (Transfer::FromHost(bytes), Sgl::InCapsule { .. }) => {
+                if usize::try_from(bytes) != Ok(data.len()) {
+                    self.queue.refuse(&sqe, Status::SGL_LENGTH_INVALID, &mut self.out);
+                    return Ok(());
+                }
+                false
+            }
+            (Transfer::FromHost(_), _) => true,
+            _ => false,
+        };
+        let command = Waiting { sqe, data, cost_bytes: transfer.bytes(), to_grant };
+        if self.waiting.is_empty() && self.has_room(&command) {
+            self.begin(command, cx);
+        } else {
+            self.waiting.push_back(command);
+        }
+        Ok(())
+    }
+
+    /// Whether a command may be begun now.
+    fn has_room(&self, command: &Waiting) -> bool {
+        let after = self.busy_bytes + u64::from(command.cost_bytes);
+        self.busy_bytes == 0 || command.cost_bytes == 0 || after <= self.limits.bytes_max
+    }
+
+    fn begin_waiting(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        while !self.out.is_full() {
+            let Some(command) = self.waiting.pop_front() else { break };
+            if !self.has_room(&command) {
+                self.waiting.push_front(command);
+                break;
+            }
+            self.begin(command, cx);
+            moved = true;
+        }
+        moved
+    }
+
+    fn begin(&mut self, command: Waiting, cx: &mut Context<'_>) {
+        self.busy_bytes += u64::from(command.cost_bytes);
+        if command.to_grant {
+            let cid = command.sqe.cid();
+            let tag = self.framing.grant(command.sqe, command.cost_bytes);
+            self.out.ready_to_transfer(cid, tag, command.cost_bytes);
+        } else {
+            self.execute(&command.sqe, command.data, command.cost_bytes, cx);
+        }
+    }
+
+    /// All data of a command has arrived, which is counted already.
+    fn take_data(&mut self, sqe: &Sqe, data: Data, cx: &mut Context<'_>) {
+        match data {
+            Data::Good(data) => {
+                let cost_bytes = u32::try_from(data.len()).expect("bounded by MDTS");
+                self.execute(sqe, data, cost_bytes, cx);
+            }
+            Data::Damaged => {
+                if let Sgl::Transport { length } = sqe.sgl() {
+                    self.busy_bytes -= u64::from(length);
+                }
+                self.queue.refuse(sqe, Status::TRANSIENT_TRANSPORT, &mut self.out);
+            }
+        }
+    }
+
+    /// Executes a command whose data is counted.
+    fn execute(&mut self, sqe: &Sqe, data: Bytes, cost_bytes: u32, cx: &mut Context<'_>) {
+        let Some(command) = self.queue.execute(sqe, data, &mut self.out) else {
+            self.busy_bytes -= u64::from(cost_bytes);
+            return;
+        };
+        let mut running = Running { command, cost_bytes };
+        // Polled here first, so that commands begin in the order they came, and those that finish
+        // at once cost no place in `in_flight`. The next turn polls it there, with its own waker.
+        match Pin::new(&mut running).poll(cx) {
+            Poll::Ready((completed, cost_bytes)) => {
+                self.busy_bytes -= u64::from(cost_bytes);
+                self.queue.complete(completed, &mut self.out);
+            }
+            Poll::Pending => self.in_flight.push(running),
+        }
+    }
+
+    /// Receives once: the rest of some data straight into its buffer, anything else into ours.
+    fn receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let received = if let Some((payload, missing)) = self.framing.payload_missing() {
+            ready!(self.stream.poll_receive(cx, payload, missing))
+        } else {
+            // At most an incomplete header or digest moves to the front.
+            self.buffer.drain(..self.parsed);
+            self.parsed = 0;
+            let room = self.buffer.capacity() - self.buffer.len();
+            let received = ready!(self.stream.poll_receive(cx, &mut self.buffer, room));
+            if matches!(received, Ok(bytes) if bytes == room) && room < RECEIVE_BYTES_MAX {
+                self.buffer.reserve(RECEIVE_BYTES_MAX);
+            }
+            received
+        };
+        Poll::Ready(match received {
+            Ok(0) if self.framing.at_boundary() && self.buffer.is_empty() => {
+                self.stop();
+                Ok(())
+            }
+            Ok(0) => Err(End::Io(io::ErrorKind::UnexpectedEof.into())),
+            Ok(_) => Ok(()),
+            Err(error) => Err(End::Io(error)),
+        })
+    }
+
+    /// Sends as much as the stream takes; true if anything left.
+    fn send(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut moved = false;
+        while !self.out.is_empty() {
+            match self.stream.poll_send(cx, &self.out.slices()) {
+                Poll::Pending => return Ok(moved),
+                Poll::Ready(Ok(0)) => return Err(End::Io(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(sent)) => self.out.sent(sent),
+                Poll::Ready(Err(error)) => return Err(End::Io(error)),
+            }
+            moved = true;
+            self.unflushed = true;
+        }
+        if self.unflushed {
+            match self.stream.poll_flush(cx) {
+                Poll::Pending => return Ok(moved),
+                Poll::Ready(Err(error)) => return Err(End::Io(error)),
+                Poll::Ready(Ok(())) => self.unflushed = false,
+            }
+        }
+        Ok(moved)
+    }
+}

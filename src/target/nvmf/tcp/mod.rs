@@ -1,0 +1,293 @@
+//! The TCP transport: one connection is one queue. (NVMe/TCP Transport 1.0)
+//!
+//! [`NvmeTcpTarget`] is shared by all data-plane threads; whoever accepts a connection runs
+//! [`NvmeTcpTarget::serve`] on it with `spawn_local`, and it stays on that thread.
+//!
+//! | file | owns |
+//! |---|---|
+//! | [`wire`] | PDUs: bytes to types and back |
+//! | [`framing`], [`outbox`] | commands in, answers out, without I/O |
+//! | [`connection`] | the loop that joins them with a queue and a socket |
+//!
+//! TLS and authentication are not built: who can connect is let in.
+
+use std::future::pending;
+use std::future::poll_fn;
+use std::io;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time;
+
+use crate::target::nvmf::controller::Life;
+use crate::target::nvmf::queue::Queue;
+use crate::target::nvmf::subsystem::Subsystem;
+use crate::target::nvmf::tcp::connection::Connection;
+use crate::target::nvmf::tcp::connection::End;
+use crate::target::nvmf::tcp::connection::Limits;
+use crate::target::stream::ByteStream;
+use crate::target::stream::Socket;
+use crate::units::bytes_usize;
+
+pub mod connection;
+pub mod framing;
+pub mod outbox;
+pub mod wire;
+
+/// Time a goodbye may take before the socket is just closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Timers of a silent host that must run out before it is given up: the first may have begun any
+/// time before its last command.
+const SILENT_TIMERS_MAX: u32 = 2;
+/// How often to look whether a host without a keep-alive timeout has set one.
+const KEEP_ALIVE_LOOK: Duration = Duration::from_secs(60);
+
+/// What the operator decides.
+#[derive(Clone, Debug)]
+pub struct NvmeTcpOptions {
+    /// Connections at once; further ones are closed when accepted. Each queue is one.
+    pub connections_max: usize,
+    /// Of these, how many may be without a connected queue.
+    pub handshakes_max: usize,
+    /// Time from accept to a connected queue.
+    pub handshake_timeout: Duration,
+    /// Time a host gets to read why it is cut off.
+    pub terminate_timeout: Duration,
+    /// Time hosts get to take their last answers when the node stops.
+    pub shutdown_timeout: Duration,
+    /// Bytes of data in flight per connection.
+    pub bytes_max: u64,
+}
+
+impl Default for NvmeTcpOptions {
+    fn default() -> Self {
+        Self {
+            connections_max: 1024,
+            handshakes_max: 128,
+            handshake_timeout: Duration::from_secs(30),
+            terminate_timeout: Duration::from_secs(5),
+            shutdown_timeout: Duration::from_secs(5),
+            bytes_max: 16 << 20,
+        }
+    }
+}
+
+/// What the target counts.
+#[derive(Debug, Default)]
+pub struct TargetCounters {
+    /// Connections accepted since start.
+    pub connections_total: AtomicU64,
+    /// Connections open now.
+    pub connections_open: AtomicU64,
+    /// Connections turned away because a limit was reached.
+    pub connections_refused: AtomicU64,
+    /// Connections that were cut because the host broke the protocol.
+    pub connections_terminated: AtomicU64,
+}
+
+/// The target.
+pub struct NvmeTcpTarget {
+    subsystem: Arc<Subsystem>,
+    options: NvmeTcpOptions,
+    counters: TargetCounters,
+    handshakes_open: AtomicU64,
+    stopping: watch::Sender<bool>,
+}
+
+/// One more of something open, until dropped.
+struct Open<'a>(&'a AtomicU64);
+
+impl<'a> Open<'a> {
+    fn new(counter: &'a AtomicU64) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl NvmeTcpTarget {
+    /// A target for this subsystem.
+    #[must_use]
+    pub fn new(subsystem: Arc<Subsystem>, options: NvmeTcpOptions) -> Self {
+        Self {
+            subsystem,
+            options,
+            counters: TargetCounters::default(),
+            handshakes_open: AtomicU64::new(0),
+            stopping: watch::Sender::default(),
+        }
+    }
+
+    /// What it counts.
+    #[must_use]
+    pub fn counters(&self) -> &TargetCounters {
+        &self.counters
+    }
+
+    /// What it serves.
+    #[must_use]
+    pub fn subsystem(&self) -> &Subsystem {
+        &self.subsystem
+    }
+
+    /// Stops serving: commands in flight are finished and answered, then connections close. Hosts
+    /// connect again when they can. Completes when the last has ended, or soon after
+    /// [`NvmeTcpOptions::shutdown_timeout`].
+    pub async fn shutdown(&self) {
+        self.stopping.send_replace(true);
+        // Every connection holds a receiver until it has ended.
+        self.stopping.closed().await;
+    }
+
+    /// Serves one connection to its end. Run it with `spawn_local` on the thread that accepted it.
+    ///
+    /// # Cancellation
+    /// Dropping it drops the connection and the commands in flight; writes are then wholly done or
+    /// wholly undone.
+    pub async fn serve(self: Arc<Self>, socket: impl Into<Socket>) {
+        let stopping = self.stopping.subscribe();
+        let _open = Open::new(&self.counters.connections_open);
+        self.counters.connections_total.fetch_add(1, Ordering::Relaxed);
+        let open_now = self.counters.connections_open.load(Ordering::Relaxed);
+        if *stopping.borrow() || bytes_usize(open_now) > self.options.connections_max {
+            self.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.serve_socket(socket.into(), stopping).await;
+    }
+
+    async fn serve_socket(&self, socket: Socket, mut stopping: watch::Receiver<bool>) {
+        let portal = portal(&socket);
+        let queue = Queue::new(Arc::clone(&self.subsystem), portal);
+        let limits = Limits { bytes_max: self.options.bytes_max };
+        let mut connection = Connection::new(socket, queue, limits);
+        let end = match self.until_connected(&mut connection, &mut stopping).await {
+            Some(end) => end,
+            None => self.until_end(&mut connection, &mut stopping).await,
+        };
+        match &end {
+            End::Clean => {
+                // A host that does not wait for the goodbye loses nothing.
+                let goodbye = poll_fn(|cx| connection.poll_close(cx));
+                let _ = time::timeout(CLOSE_TIMEOUT, goodbye).await;
+            }
+            End::HostTerminated(status) => {
+                tracing::info!(status, "NVMe host terminated the connection");
+            }
+            End::Broken(fatal) => {
+                self.counters.connections_terminated.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(reason = fatal.reason, status = ?fatal.status, "NVMe host dropped");
+                let told = connection.terminate(fatal);
+                let _ = time::timeout(self.options.terminate_timeout, told).await;
+            }
+            End::Io(error) => tracing::debug!(%error, "NVMe connection lost"),
+        }
+        connection.drain().await;
+    }
+
+    /// Serves until a queue is connected, or to an earlier end.
+    async fn until_connected<S: ByteStream>(
+        &self,
+        connection: &mut Connection<S>,
+        stopping: &mut watch::Receiver<bool>,
+    ) -> Option<End> {
+        let _slot = Open::new(&self.handshakes_open);
+        if bytes_usize(self.handshakes_open.load(Ordering::Relaxed)) > self.options.handshakes_max {
+            self.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
+            return Some(End::Clean);
+        }
+        let connected = poll_fn(|cx| match connection.poll_serve(cx) {
+            Poll::Ready(end) => Poll::Ready(Some(end)),
+            Poll::Pending if connection.queue().controller().is_some() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        tokio::select! {
+            biased;
+            ended = connected => ended,
+            _ = stopping.wait_for(|stopping| *stopping) => Some(End::Clean),
+            () = time::sleep(self.options.handshake_timeout) => {
+                Some(End::Io(io::ErrorKind::TimedOut.into()))
+            }
+        }
+    }
+
+    /// Serves a connected queue, while watching for the end of the controller or of the node, for
+    /// changed namespaces, and for a host that has fallen silent.
+    async fn until_end<S: ByteStream>(
+        &self,
+        connection: &mut Connection<S>,
+        stopping: &mut watch::Receiver<bool>,
+    ) -> End {
+        let controller = Arc::clone(connection.queue().controller().expect("just connected"));
+        let is_admin = connection.queue().is_admin();
+        let mut life = controller.life();
+        let resets_before = life.borrow().resets;
+        let mut changes = self.subsystem.changes();
+        let mut silent_timers = 0;
+        let mut look_at = time::Instant::now() + look_after(controller.silence_max());
+        let mut deadline = None;
+        loop {
+            let Life { ended, resets } = *life.borrow_and_update();
+            let over = ended || (!is_admin && resets != resets_before);
+            if deadline.is_none() && (over || *stopping.borrow_and_update()) {
+                connection.stop();
+                deadline = Some(time::Instant::now() + self.options.shutdown_timeout);
+            }
+            if is_admin {
+                connection.send_events();
+            }
+            tokio::select! {
+                biased;
+                end = poll_fn(|cx| connection.poll_serve(cx)) => return end,
+                // The senders live in the controller and in `self`, so these end by changes only.
+                _ = life.changed(), if deadline.is_none() => {}
+                _ = stopping.changed(), if deadline.is_none() => {}
+                () = changed(&mut changes), if is_admin => {}
+                () = time::sleep_until(look_at), if is_admin && deadline.is_none() => {
+                    let silence_max = controller.silence_max();
+                    let silent = silence_max.is_some() && !controller.take_active();
+                    silent_timers = if silent { silent_timers + 1 } else { 0 };
+                    if silent_timers >= SILENT_TIMERS_MAX {
+                        let host = &controller.identity().host_nqn;
+                        tracing::info!(host, controller = controller.id(), "NVMe host is silent");
+                        controller.expire();
+                    }
+                    look_at = time::Instant::now() + look_after(silence_max);
+                }
+                () = time::sleep_until(deadline.unwrap_or_else(time::Instant::now)),
+                    if deadline.is_some() => return End::Io(io::ErrorKind::TimedOut.into()),
+            }
+        }
+    }
+}
+
+fn look_after(silence_max: Option<Duration>) -> Duration {
+    silence_max.unwrap_or(KEEP_ALIVE_LOOK)
+}
+
+/// Completes when the volumes changed; never, once nothing changes any more.
+async fn changed(changes: &mut watch::Receiver<u64>) {
+    if changes.changed().await.is_err() {
+        pending::<()>().await;
+    }
+}
+
+/// Our address as the host used it. Unix sockets, which only tests use, have none.
+fn portal(socket: &Socket) -> SocketAddr {
+    let local = match socket {
+        Socket::Tcp(stream) => stream.local_addr().ok(),
+        Socket::Unix(_) => None,
+    };
+    local.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 4420)))
+}
