@@ -45,6 +45,8 @@ pub struct NodeStatus {
     pub connections: usize,
     /// Where hosts connect.
     pub listeners: Vec<Listener>,
+    /// The pod's NVMe subsystem.
+    pub subsystem_nqn: String,
     /// The pod it serves.
     pub pod: Pod,
     /// How many volumes the pod has.
@@ -54,7 +56,7 @@ pub struct NodeStatus {
 /// An address at which hosts connect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
-    /// `nbd`.
+    /// `nbd`, `nvme`, or `nvme-discovery` where hosts look for the discovery log.
     pub protocol: String,
     /// `tcp` or `unix`.
     pub transport: String,

@@ -35,12 +35,21 @@ pub(super) fn text(status: &NodeStatus, volumes: &[Volume], tls: bool) -> String
         ));
     }
     for listener in &status.listeners {
-        text.push_str(&format!("  NBD        {} {}\n", listener.transport, listener.address));
+        let protocol = match listener.protocol.as_str() {
+            "nvme" => "NVMe",
+            "nvme-discovery" => "discovery",
+            _ => "NBD",
+        };
+        text.push_str(&format!("  {protocol:<9}  {} {}\n", listener.transport, listener.address));
     }
     if let Some(volume) = volumes.first() {
         text.push_str("\nTo use it:\n");
         for listener in &status.listeners {
-            text.push_str(&lines_to_paste(listener, &volume.name, tls));
+            match listener.protocol.as_str() {
+                "nvme" => text.push_str(&nvme_line(listener, &status.subsystem_nqn)),
+                "nvme-discovery" => {}
+                _ => text.push_str(&lines_to_paste(listener, &volume.name, tls)),
+            }
         }
     }
     let data = shell_word(Path::new(&status.data_dir));
@@ -51,19 +60,37 @@ pub(super) fn text(status: &NodeStatus, volumes: &[Volume], tls: bool) -> String
     text
 }
 
-/// The lines for one listener, as the client on this machine would write them.
+/// The line for an NVMe listener.
+fn nvme_line(listener: &Listener, nqn: &str) -> String {
+    match listener.address.parse::<SocketAddr>() {
+        Ok(address) => {
+            let address = connectable(address);
+            let (ip, port) = (address.ip(), address.port());
+            format!("  sudo nvme connect -t tcp -a {ip} -s {port} -n {nqn}\n")
+        }
+        Err(_) => String::new(),
+    }
+}
+
+/// The address a host on this machine connects to.
+fn connectable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() {
+            std::net::Ipv4Addr::LOCALHOST.into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
+    }
+    address
+}
+
+/// The lines for one NBD listener, as the client on this machine would write them.
 fn lines_to_paste(listener: &Listener, volume: &str, tls: bool) -> String {
     let secure = if tls { "s" } else { "" };
     let export = percent_encode(volume);
     let (uri, client) = match listener.address.parse::<SocketAddr>() {
-        Ok(mut address) => {
-            if address.ip().is_unspecified() {
-                address.set_ip(if address.is_ipv4() {
-                    std::net::Ipv4Addr::LOCALHOST.into()
-                } else {
-                    std::net::Ipv6Addr::LOCALHOST.into()
-                });
-            }
+        Ok(address) => {
+            let address = connectable(address);
             let uri = format!("nbd{secure}://{address}/{export}");
             (uri, format!("{} {} /dev/nbd0", address.ip(), address.port()))
         }
@@ -87,6 +114,14 @@ mod tests {
     fn listener(transport: &str, address: &str) -> Listener {
         let (protocol, transport) = ("nbd".to_owned(), transport.to_owned());
         Listener { protocol, transport, address: address.to_owned() }
+    }
+
+    #[test]
+    fn the_nvme_line_can_be_pasted() {
+        let line = nvme_line(&listener("tcp", "0.0.0.0:4420"), "nqn.x");
+        assert_eq!(line, "  sudo nvme connect -t tcp -a 127.0.0.1 -s 4420 -n nqn.x\n");
+        let line = nvme_line(&listener("tcp", "[::1]:4421"), "nqn.x");
+        assert_eq!(line, "  sudo nvme connect -t tcp -a ::1 -s 4421 -n nqn.x\n");
     }
 
     #[test]

@@ -30,7 +30,7 @@ const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong arguments, configuration or request, 3 no node answers,
 4 no such volume, 5 conflict (name taken, directory or address in use by another process)";
 
-/// Serves erasure-coded, compressed volumes over NBD.
+/// Serves erasure-coded, compressed volumes over NBD and NVMe/TCP.
 ///
 /// Without a command it runs a node on a directory, which it creates at the first start: six
 /// sparse device files, 4 data + 2 parity, and a volume vol0 of 8 GiB.
@@ -51,6 +51,7 @@ impl Arguments {
         let serve = &self.serve;
         let to_serve = [
             (serve.nbd.is_some(), "--nbd"),
+            (serve.nvme_tcp.is_some(), "--nvme-tcp"),
             (serve.config.is_some(), "--config"),
             (serve.log.is_some(), "--log"),
             (serve.print_config, "--print-config"),
@@ -97,6 +98,10 @@ struct ServeArguments {
     /// Listen for NBD on this TCP address, and on no other [default: 127.0.0.1:10809]
     #[arg(long, value_name = "ADDRESS:PORT")]
     nbd: Option<SocketAddr>,
+    /// Listen for NVMe over TCP on this address, and on no other [default: 127.0.0.1:4420, and
+    /// 127.0.0.1:8009 for discovery]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    nvme_tcp: Option<SocketAddr>,
     /// Read the configuration from this file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -124,7 +129,7 @@ enum Command {
     /// The pod's devices
     #[command(subcommand, after_help = EXIT_CODES)]
     Device(DeviceCommand),
-    /// Volumes; each is an NBD export of its name
+    /// Volumes; each is an NBD export of its name and an NVMe namespace of its number
     #[command(subcommand, after_help = EXIT_CODES)]
     Volume(VolumeCommand),
 }
@@ -283,6 +288,7 @@ mod tests {
     fn options_of_a_node_and_of_a_command_do_not_mix() {
         for line in [
             "--nbd 127.0.0.1:0 status",
+            "--nvme-tcp 127.0.0.1:0 status",
             "--config weft.toml volume list",
             "--log debug status",
             "--print-config status",

@@ -26,6 +26,7 @@ pub(super) fn run(data_dir: Option<PathBuf>, arguments: ServeArguments) -> Resul
     let overrides = Overrides {
         data_dir,
         nbd: arguments.nbd,
+        nvme_tcp: arguments.nvme_tcp,
         log_level: arguments.log,
         replace_missing: arguments.replace_missing,
     };

@@ -68,6 +68,8 @@ pub struct NodeFacts {
     pub end_orphans: Box<dyn Fn() + Send + Sync>,
     /// Where hosts connect.
     pub listeners: Vec<weft_api::Listener>,
+    /// The name of the NVMe subsystem.
+    pub subsystem_nqn: String,
 }
 
 impl Management {
@@ -89,6 +91,7 @@ impl Management {
             data_plane_threads: self.node.data_plane_threads,
             connections: (self.node.connections)(),
             listeners: self.node.listeners.clone(),
+            subsystem_nqn: self.node.subsystem_nqn.clone(),
             pod: view::pod(&pod.status()),
             volume_count: pod.volumes().len(),
         }

@@ -45,6 +45,8 @@ pub struct Config {
     pub data_plane_threads: Option<usize>,
     /// How hosts connect.
     pub nbd: NbdConfig,
+    /// How hosts connect by NVMe over TCP.
+    pub nvme_tcp: NvmeTcpConfig,
     /// The API's Unix socket.
     pub api_socket: PathBuf,
     /// How to log.
@@ -96,6 +98,19 @@ pub struct NbdConfig {
     pub tls: Option<TlsConfig>,
 }
 
+/// How NVMe hosts connect over TCP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NvmeTcpConfig {
+    /// Addresses that the discovery log names.
+    pub listen: Vec<SocketAddr>,
+    /// Addresses that it does not: hosts ask there for the log.
+    pub discovery: Vec<SocketAddr>,
+    /// What the log names instead of `listen`; empty: `listen`.
+    pub advertise: Vec<SocketAddr>,
+    /// Connections at once.
+    pub connections_max: usize,
+}
+
 /// TLS for TCP connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsConfig {
@@ -125,6 +140,8 @@ pub struct Overrides {
     pub data_dir: Option<PathBuf>,
     /// `--nbd`.
     pub nbd: Option<SocketAddr>,
+    /// `--nvme-tcp`.
+    pub nvme_tcp: Option<SocketAddr>,
     /// `--log`.
     pub log_level: Option<String>,
     /// `--replace-missing`.
@@ -285,12 +302,15 @@ mod tests {
         let overrides = Overrides {
             data_dir: Some("/elsewhere".into()),
             nbd: Some("127.0.0.1:0".parse().expect("an address")),
+            nvme_tcp: Some("127.0.0.1:1".parse().expect("an address")),
             log_level: Some("debug".into()),
             replace_missing: false,
         };
         let config = Config::parse(DEFAULT_FILE, overrides).expect("valid");
         assert_eq!(config.api_socket, Path::new("/elsewhere/weft.sock"));
         assert_eq!(config.nbd.listen, ["127.0.0.1:0".parse().expect("an address")]);
+        assert_eq!(config.nvme_tcp.listen, ["127.0.0.1:1".parse().expect("an address")]);
+        assert_eq!(config.nvme_tcp.discovery, []);
         assert_eq!(config.log.level, "debug");
     }
 }

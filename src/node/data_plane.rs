@@ -24,15 +24,23 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::target::nbd::NbdTarget;
-use crate::target::stream::Socket;
+use crate::target::nvmf::tcp::NvmeTcpTarget;
 
 /// Connections handed to a thread and not yet begun by it; the acceptor waits beyond.
 const HANDED_OVER_MAX: usize = 64;
 
 /// A connection just accepted, not yet bound to any thread's reactor.
 pub(super) enum Accepted {
-    Tcp(net::TcpStream),
-    Unix(unix::net::UnixStream),
+    NbdTcp(net::TcpStream),
+    NbdUnix(unix::net::UnixStream),
+    NvmeTcp(net::TcpStream),
+}
+
+/// Who serves them.
+#[derive(Clone)]
+pub(super) struct Targets {
+    pub(super) nbd: Arc<NbdTarget>,
+    pub(super) nvme_tcp: Arc<NvmeTcpTarget>,
 }
 
 /// All data-plane threads.
@@ -54,13 +62,13 @@ impl DataPlane {
     ///
     /// # Errors
     /// `Unsupported` if the system has no thread or reactor to give.
-    pub(super) fn start(count: Option<usize>, target: &Arc<NbdTarget>) -> Result<Self> {
+    pub(super) fn start(count: Option<usize>, targets: &Targets) -> Result<Self> {
         let processors = allowed_processors();
         let count = count.unwrap_or(processors.len().max(1));
         let mut threads = Vec::with_capacity(count);
         for index in 0..count {
             let processor = processors.get(index % processors.len().max(1)).copied();
-            threads.push(DataThread::start(index, processor, Arc::clone(target))?);
+            threads.push(DataThread::start(index, processor, targets.clone())?);
         }
         Ok(Self { threads })
     }
@@ -90,7 +98,7 @@ impl DataPlane {
 }
 
 impl DataThread {
-    fn start(index: usize, processor: Option<usize>, target: Arc<NbdTarget>) -> Result<Self> {
+    fn start(index: usize, processor: Option<usize>, targets: Targets) -> Result<Self> {
         let failed = |error: io::Error| {
             Error::new(ErrorKind::Unsupported, "start data-plane thread")
                 .context(format!("thread {index}"))
@@ -106,7 +114,7 @@ impl DataThread {
             // Dropped on the way out, whichever it is.
             let _ending: oneshot::Sender<()> = ending;
             pin(index, processor);
-            LocalSet::new().block_on(&runtime, serve(handed_over, target, counter));
+            LocalSet::new().block_on(&runtime, serve(handed_over, targets, counter));
         };
         thread::Builder::new().name(format!("weft-data-{index}")).spawn(body).map_err(failed)?;
         Ok(Self { connections, open, ended })
@@ -116,16 +124,15 @@ impl DataThread {
 /// Begins every connection that is handed over, until the node stops.
 async fn serve(
     mut handed_over: mpsc::Receiver<Accepted>,
-    target: Arc<NbdTarget>,
+    targets: Targets,
     open: Arc<AtomicUsize>,
 ) {
     while let Some(accepted) = handed_over.recv().await {
-        let (target, open) = (Arc::clone(&target), Arc::clone(&open));
+        let (targets, open) = (targets.clone(), Arc::clone(&open));
         tokio::task::spawn_local(async move {
             let _ended = Ended(open);
-            match socket(accepted) {
-                Ok(socket) => target.serve(socket).await,
-                Err(error) => tracing::debug!(%error, "connection lost before it began"),
+            if let Err(error) = serve_one(accepted, targets).await {
+                tracing::debug!(%error, "connection lost before it began");
             }
         });
     }
@@ -140,12 +147,14 @@ impl Drop for Ended {
     }
 }
 
-/// Binds the connection to the reactor of the thread we are on.
-fn socket(accepted: Accepted) -> io::Result<Socket> {
-    Ok(match accepted {
-        Accepted::Tcp(stream) => TcpStream::from_std(stream)?.into(),
-        Accepted::Unix(stream) => UnixStream::from_std(stream)?.into(),
-    })
+/// Binds the connection to the reactor of the thread we are on, and serves it to its end.
+async fn serve_one(accepted: Accepted, targets: Targets) -> io::Result<()> {
+    match accepted {
+        Accepted::NbdTcp(stream) => targets.nbd.serve(TcpStream::from_std(stream)?).await,
+        Accepted::NbdUnix(stream) => targets.nbd.serve(UnixStream::from_std(stream)?).await,
+        Accepted::NvmeTcp(stream) => targets.nvme_tcp.serve(TcpStream::from_std(stream)?).await,
+    }
+    Ok(())
 }
 
 /// The processors this process may run on.

@@ -18,6 +18,7 @@ use rustix::net::SocketFlags;
 use rustix::net::SocketType;
 
 use super::config::NbdConfig;
+use super::config::NvmeTcpConfig;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -25,9 +26,10 @@ use crate::error::Result;
 /// Connections that may wait to be accepted, as the kernel's own default bound.
 const BACKLOG: i32 = 1024;
 
-/// The NBD listeners.
+/// All listeners of hosts.
 pub(super) struct Listeners {
     pub(super) tcp: Vec<TcpListener>,
+    pub(super) nvme: Vec<TcpListener>,
     pub(super) unix: Vec<BoundUnix>,
     /// The same for people.
     pub(super) described: Vec<weft_api::Listener>,
@@ -51,27 +53,51 @@ impl Drop for SocketFile {
 }
 
 impl Listeners {
-    /// Takes systemd's sockets if there are any, else binds what the configuration says.
+    /// Binds what the configuration says; for NBD, takes systemd's sockets instead if there are any.
     ///
     /// # Errors
     /// `Busy` if an address or a path is in use.
-    pub(super) fn open(config: &NbdConfig) -> Result<Self> {
-        let mut listeners = Self { tcp: Vec::new(), unix: Vec::new(), described: Vec::new() };
+    pub(super) fn open(config: &NbdConfig, nvme: &NvmeTcpConfig) -> Result<Self> {
+        let mut listeners =
+            Self { tcp: Vec::new(), nvme: Vec::new(), unix: Vec::new(), described: Vec::new() };
+        listeners.open_nbd(config)?;
+        let described = |addresses: &[SocketAddr], protocol: &'static str| {
+            addresses.iter().map(move |address| (*address, protocol)).collect::<Vec<_>>()
+        };
+        let addresses =
+            [described(&nvme.listen, "nvme"), described(&nvme.discovery, "nvme-discovery")];
+        for (address, protocol) in addresses.into_iter().flatten() {
+            let listener = bind_tcp(address, "listen for NVMe/TCP", "--nvme-tcp")?;
+            let bound = unblock(&listener)
+                .map_err(|error| failed("listen for NVMe/TCP", "a TCP socket", error))?;
+            listeners.describe(protocol, "tcp", bound.to_string());
+            listeners.nvme.push(listener);
+        }
+        Ok(listeners)
+    }
+
+    /// The addresses at which the NVMe subsystem is served.
+    pub(super) fn nvme_addresses(&self) -> Vec<SocketAddr> {
+        let served = self.described.iter().filter(|listener| listener.protocol == "nvme");
+        served.filter_map(|listener| listener.address.parse().ok()).collect()
+    }
+
+    fn open_nbd(&mut self, config: &NbdConfig) -> Result<()> {
         let mut activated = ListenFd::from_env();
         if activated.len() > 0 {
             for index in 0..activated.len() {
-                listeners.take_activated(&mut activated, index)?;
+                self.take_activated(&mut activated, index)?;
             }
-            return Ok(listeners);
+            return Ok(());
         }
         for address in &config.listen {
-            listeners.add_tcp(bind_tcp(*address)?)?;
+            self.add_tcp(bind_tcp(*address, "listen for NBD", "--nbd")?)?;
         }
         if let Some(path) = &config.unix_socket {
             let bound = bind_unix(path, Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP)?;
-            listeners.add_unix(bound)?;
+            self.add_unix(bound)?;
         }
-        Ok(listeners)
+        Ok(())
     }
 
     fn take_activated(&mut self, activated: &mut ListenFd, index: usize) -> Result<()> {
@@ -88,12 +114,9 @@ impl Listeners {
     }
 
     fn add_tcp(&mut self, listener: TcpListener) -> Result<()> {
-        let address = listener.local_addr().and_then(|address| {
-            listener.set_nonblocking(true)?;
-            Ok(address)
-        });
-        let address = address.map_err(|error| failed("listen for NBD", "a TCP socket", error))?;
-        self.describe("tcp", address.to_string());
+        let address =
+            unblock(&listener).map_err(|error| failed("listen for NBD", "a TCP socket", error))?;
+        self.describe("nbd", "tcp", address.to_string());
         self.tcp.push(listener);
         Ok(())
     }
@@ -106,22 +129,28 @@ impl Listeners {
         let address = address.map_err(|error| failed("listen for NBD", "a Unix socket", error))?;
         let path = address.as_pathname().unwrap_or(Path::new("(unnamed)"));
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        self.describe("unix", path.display().to_string());
+        self.describe("nbd", "unix", path.display().to_string());
         self.unix.push(bound);
         Ok(())
     }
 
-    fn describe(&mut self, transport: &str, address: String) {
-        let (protocol, transport) = ("nbd".to_owned(), transport.to_owned());
+    fn describe(&mut self, protocol: &str, transport: &str, address: String) {
+        let (protocol, transport) = (protocol.to_owned(), transport.to_owned());
         self.described.push(weft_api::Listener { protocol, transport, address });
     }
 }
 
-fn bind_tcp(address: SocketAddr) -> Result<TcpListener> {
+/// Prepares a socket for the reactor and tells where it listens.
+fn unblock(listener: &TcpListener) -> io::Result<SocketAddr> {
+    listener.set_nonblocking(true)?;
+    listener.local_addr()
+}
+
+fn bind_tcp(address: SocketAddr, op: &'static str, option: &str) -> Result<TcpListener> {
     TcpListener::bind(address).map_err(|error| {
-        let failed = failed("listen for NBD", &address.to_string(), error);
+        let failed = failed(op, &address.to_string(), error);
         match failed.kind() {
-            ErrorKind::Busy => failed.context("choose another with --nbd ADDRESS:PORT"),
+            ErrorKind::Busy => failed.context(format!("choose another with {option} ADDRESS:PORT")),
             _ => failed,
         }
     })

@@ -3,7 +3,7 @@
 //! ```text
 //! start:  directory locked → listeners bound → pod opened on its thread (engine) →
 //!         data-plane threads → API → connections accepted
-//! stop:   no more connections → NBD drained → data-plane threads ended → API ended →
+//! stop:   no more connections → NBD and NVMe drained → data-plane threads ended → API ended →
 //!         pod closed → directory released
 //! ```
 //!
@@ -16,6 +16,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::fs::Mode;
@@ -30,6 +31,7 @@ use tokio::task::JoinHandle;
 use tokio::task::JoinSet;
 use tokio::time;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::env::EnvRef;
 use crate::env::LocalBoxFuture;
@@ -44,6 +46,10 @@ use crate::target::nbd::NbdOptions;
 use crate::target::nbd::NbdTarget;
 use crate::target::nbd::handshake::TlsMode;
 use crate::target::nbd::tls;
+use crate::target::nvmf::subsystem::Subsystem;
+use crate::target::nvmf::subsystem::SubsystemOptions;
+use crate::target::nvmf::tcp::NvmeTcpOptions;
+use crate::target::nvmf::tcp::NvmeTcpTarget;
 use crate::units::bytes_usize;
 use crate::volume::VolumeDirectory;
 use crate::volume::pod::Pod;
@@ -59,8 +65,10 @@ mod pod;
 use config::Config;
 use config::LogConfig;
 use config::NbdConfig;
+use config::NvmeTcpConfig;
 use data_plane::Accepted;
 use data_plane::DataPlane;
+use data_plane::Targets;
 use directory::Directory;
 use engine::EngineThread;
 use listeners::BoundUnix;
@@ -70,8 +78,8 @@ pub use notify::notify;
 
 /// Time that API requests in progress get when the node stops.
 const API_STOP_TIME_MAX: Duration = Duration::from_secs(5);
-/// Time that NBD connections get altogether; the target's own limits end well before.
-const NBD_STOP_TIME_MAX: Duration = Duration::from_secs(30);
+/// Time that connections of hosts get altogether; the targets' own limits end well before.
+const HOSTS_STOP_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long a killed node may take to let go of its directory. Arbitrary, but a person waits for it.
 const RELEASE_TIME_MAX: Duration = Duration::from_secs(2);
 /// How often to look whether it has.
@@ -90,7 +98,7 @@ pub fn start_log(config: &LogConfig) -> Result<()> {
 /// A node that serves.
 pub struct Node {
     management: Arc<Management>,
-    target: Arc<NbdTarget>,
+    targets: Targets,
     engine: EngineThread,
     data_plane: Arc<DataPlane>,
     acceptors: JoinSet<()>,
@@ -120,20 +128,22 @@ impl Node {
         allow_open_files();
         let directory = Arc::new(open_directory(&config.data_dir).await?);
         let nbd = nbd_options(&config.nbd)?;
-        let listeners = Listeners::open(&config.nbd)?;
+        let listeners = Listeners::open(&config.nbd, &config.nvme_tcp)?;
         let api = listeners::bind_unix(&config.api_socket, Mode::RUSR | Mode::WUSR)?;
 
         let engine = start_engine(Arc::clone(&directory), config.clone()).await?;
         let volumes = Arc::clone(engine.pod.pod()) as Arc<dyn VolumeDirectory>;
-        let target = Arc::new(NbdTarget::new(volumes, nbd));
-        let data_plane = Arc::new(DataPlane::start(config.data_plane_threads, &target)?);
-        let facts = node_facts(&directory, &target, &data_plane, &listeners);
+        let pod = engine.pod.pod().status().uuid;
+        let nvme_tcp = nvme_tcp_target(pod, Arc::clone(&volumes), &config.nvme_tcp, &listeners);
+        let targets = Targets { nbd: Arc::new(NbdTarget::new(volumes, nbd)), nvme_tcp };
+        let data_plane = Arc::new(DataPlane::start(config.data_plane_threads, &targets)?);
+        let facts = node_facts(&directory, &targets, &data_plane, &listeners);
         let management = Management::new(engine.pod.clone(), facts);
         let api = ApiServer::start(Arc::clone(&management), api)?;
 
         let mut node = Self {
             management,
-            target,
+            targets,
             engine,
             data_plane,
             acceptors: JoinSet::new(),
@@ -162,10 +172,13 @@ impl Node {
     pub async fn stop(mut self) -> Result<()> {
         self.acceptors.shutdown().await;
         drop(self.nbd_files);
-        if time::timeout(NBD_STOP_TIME_MAX, self.target.shutdown()).await.is_err() {
-            tracing::warn!("NBD connections did not end in time and are cut");
+        let drained = async {
+            tokio::join!(self.targets.nbd.shutdown(), self.targets.nvme_tcp.shutdown());
+        };
+        if time::timeout(HOSTS_STOP_TIME_MAX, drained).await.is_err() {
+            tracing::warn!("connections of hosts did not end in time and are cut");
         }
-        tracing::debug!("NBD connections have ended");
+        tracing::debug!("connections of hosts have ended");
         let data_plane = Arc::into_inner(self.data_plane).expect("acceptors have ended");
         data_plane.stop().await;
         self.api.stop().await;
@@ -180,6 +193,9 @@ impl Node {
         let mut polled = Vec::new();
         for listener in listeners.tcp {
             polled.push(Listener::Tcp(TcpListener::from_std(listener).map_err(failed)?));
+        }
+        for listener in listeners.nvme {
+            polled.push(Listener::NvmeTcp(TcpListener::from_std(listener).map_err(failed)?));
         }
         for BoundUnix { listener, file } in listeners.unix {
             polled.push(Listener::Unix(UnixListener::from_std(listener).map_err(failed)?));
@@ -196,13 +212,15 @@ impl Node {
 enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
+    NvmeTcp(TcpListener),
 }
 
 impl Listener {
     async fn accept(&self) -> io::Result<Accepted> {
         Ok(match self {
-            Self::Tcp(listener) => Accepted::Tcp(listener.accept().await?.0.into_std()?),
-            Self::Unix(listener) => Accepted::Unix(listener.accept().await?.0.into_std()?),
+            Self::Tcp(listener) => Accepted::NbdTcp(listener.accept().await?.0.into_std()?),
+            Self::Unix(listener) => Accepted::NbdUnix(listener.accept().await?.0.into_std()?),
+            Self::NvmeTcp(listener) => Accepted::NvmeTcp(listener.accept().await?.0.into_std()?),
         })
     }
 
@@ -298,22 +316,41 @@ fn nbd_options(config: &NbdConfig) -> Result<NbdOptions> {
     Ok(options)
 }
 
+/// The NVMe target of the pod's volumes, whose discovery log names what can be connected to.
+fn nvme_tcp_target(
+    pod: Uuid,
+    volumes: Arc<dyn VolumeDirectory>,
+    config: &NvmeTcpConfig,
+    listeners: &Listeners,
+) -> Arc<NvmeTcpTarget> {
+    let advertised = match config.advertise.as_slice() {
+        [] => listeners.nvme_addresses(),
+        given => given.to_vec(),
+    };
+    let subsystem = Subsystem::new(volumes, SubsystemOptions { uuid: pod, advertised });
+    let options =
+        NvmeTcpOptions { connections_max: config.connections_max, ..NvmeTcpOptions::default() };
+    Arc::new(NvmeTcpTarget::new(Arc::new(subsystem), options))
+}
+
 fn node_facts(
     directory: &Directory,
-    target: &Arc<NbdTarget>,
+    targets: &Targets,
     data_plane: &DataPlane,
     listeners: &Listeners,
 ) -> NodeFacts {
-    let (counting, sweeping) = (Arc::clone(target), Arc::clone(target));
+    let (counting, sweeping) = (targets.clone(), Arc::clone(&targets.nbd));
     NodeFacts {
         data_dir: directory.path().to_owned(),
         started: Instant::now(),
         data_plane_threads: data_plane.thread_count(),
         connections: Box::new(move || {
-            let open = &counting.counters().connections_open;
-            bytes_usize(open.load(std::sync::atomic::Ordering::Relaxed))
+            let nbd = &counting.nbd.counters().connections_open;
+            let nvme = &counting.nvme_tcp.counters().connections_open;
+            bytes_usize(nbd.load(Ordering::Relaxed) + nvme.load(Ordering::Relaxed))
         }),
         end_orphans: Box::new(move || sweeping.sweep()),
         listeners: listeners.described.clone(),
+        subsystem_nqn: targets.nvme_tcp.subsystem().nqn().to_owned(),
     }
 }

@@ -44,7 +44,8 @@ impl Scratch {
     pub fn config(&self, more: &str) -> PathBuf {
         let path = self.path("weft.toml");
         let text = format!(
-            "data_dir = {:?}\nnbd.listen = [\"127.0.0.1:0\"]\nmemory.cache = \"16MiB\"\n{more}\n",
+            "data_dir = {:?}\nnbd.listen = [\"127.0.0.1:0\"]\n\
+             nvme_tcp.listen = [\"127.0.0.1:0\"]\nnvme_tcp.discovery = []\nmemory.cache = \"16MiB\"\n{more}\n",
             self.path("data").display()
         );
         fs::write(&path, text).expect("written");

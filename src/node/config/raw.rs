@@ -20,6 +20,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) nbd: Nbd,
     #[serde(default)]
+    pub(super) nvme_tcp: NvmeTcp,
+    #[serde(default)]
     pub(super) api: Api,
     #[serde(default)]
     pub(super) log: Log,
@@ -66,6 +68,15 @@ pub(super) struct Nbd {
     pub(super) connections_max: Given<usize>,
     #[serde(default)]
     pub(super) tls: Tls,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NvmeTcp {
+    pub(super) listen: Given<Vec<String>>,
+    pub(super) discovery: Given<Vec<String>>,
+    pub(super) advertise: Given<Vec<String>>,
+    pub(super) connections_max: Given<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]

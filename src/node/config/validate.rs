@@ -15,6 +15,7 @@ use super::FirstVolume;
 use super::Given;
 use super::LogConfig;
 use super::NbdConfig;
+use super::NvmeTcpConfig;
 use super::Overrides;
 use super::PodConfig;
 use super::STRIPS_MAX;
@@ -46,6 +47,7 @@ pub(super) fn validate(file: raw::File, overrides: Overrides) -> Result<Config, 
             .unwrap_or(256 << 20),
         data_plane_threads: threads(file.threads)?,
         nbd: nbd(file.nbd, overrides.nbd, &data_dir)?,
+        nvme_tcp: nvme_tcp(file.nvme_tcp, overrides.nvme_tcp)?,
         api_socket: socket("api.socket", file.api.socket, || data_dir.join("weft.sock"))?
             .ok_or_else(|| wrong(api_at, "api.socket", "the API needs a socket"))?,
         log: log(file.log, overrides.log_level)?,
@@ -172,7 +174,7 @@ fn threads(raw: raw::Threads) -> Result<Option<usize>, Wrong> {
 }
 
 fn nbd(raw: raw::Nbd, listen: Option<SocketAddr>, data_dir: &Path) -> Result<NbdConfig, Wrong> {
-    let given = addresses(raw.listen)?;
+    let given = addresses("nbd.listen", raw.listen, &[10809])?;
     let unix_socket = socket("nbd.unix_socket", raw.unix_socket, || data_dir.join("nbd.sock"))?;
     let connections =
         number("nbd.connections_max", raw.connections_max, 1..=65536)?.unwrap_or(1024);
@@ -184,14 +186,40 @@ fn nbd(raw: raw::Nbd, listen: Option<SocketAddr>, data_dir: &Path) -> Result<Nbd
     })
 }
 
-fn addresses(given: Given<Vec<String>>) -> Result<Vec<SocketAddr>, Wrong> {
+fn nvme_tcp(raw: raw::NvmeTcp, listen: Option<SocketAddr>) -> Result<NvmeTcpConfig, Wrong> {
+    let given = addresses("nvme_tcp.listen", raw.listen, &[4420])?;
+    let discovery = addresses("nvme_tcp.discovery", raw.discovery, &[8009])?;
+    let connections =
+        number("nvme_tcp.connections_max", raw.connections_max, 1..=65536)?.unwrap_or(1024);
+    let (listen, discovery) = match listen {
+        Some(address) => (vec![address], Vec::new()),
+        None => (given, discovery),
+    };
+    Ok(NvmeTcpConfig {
+        listen,
+        discovery,
+        advertise: addresses("nvme_tcp.advertise", raw.advertise, &[])?,
+        connections_max: connections,
+    })
+}
+
+/// The addresses listed; if none are, those of this machine with the default ports.
+fn addresses(
+    key: &'static str,
+    given: Given<Vec<String>>,
+    default_ports: &[u16],
+) -> Result<Vec<SocketAddr>, Wrong> {
     let (listed, at) = split(given);
-    let Some(listed) = listed else { return Ok(vec![SocketAddr::from(([127, 0, 0, 1], 10809))]) };
+    let Some(listed) = listed else {
+        let local = |port: &u16| SocketAddr::from(([127, 0, 0, 1], *port));
+        return Ok(default_ports.iter().map(local).collect());
+    };
     let parse = |text: &String| {
         text.parse().map_err(|_| {
+            let port = default_ports.first().unwrap_or(&4420);
             let reason =
-                format!("'{text}' is not an address: write 127.0.0.1:10809 or [::1]:10809");
-            wrong(at.clone(), "nbd.listen", reason)
+                format!("'{text}' is not an address: write 127.0.0.1:{port} or [::1]:{port}");
+            wrong(at.clone(), key, reason)
         })
     };
     listed.iter().map(parse).collect()
