@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# The Linux kernel's own NVMe/TCP initiator, in the lab's guest, against a server on the host (tests/lab/nvme.sh).
+source "$(dirname "$0")/lib.sh"
+requires qemu-system-x86_64 busybox cpio nbd-client nvme mkfs.ext4 mkfs.xfs nbdinfo jq
+requires_weft
+NVME_PORT=$(free_port)
+export NVME_PORT
+prepare
+# The host's 127.0.0.1 is 10.0.2.2 in the guest, and connect-all follows the discovery log.
+cat >"$WORK/weft.toml" <<END
+[nvme_tcp]
+advertise = ["10.0.2.2:$NVME_PORT"]
+END
+SERVER_ARGUMENTS=(--config "$WORK/weft.toml")
+start_server
+weft volume create disk --size 1GiB --block-size 512 >/dev/null
+nqn=$(status .subsystem_nqn)
+uuid=$(weft volume show disk -o json | jq -r .uuid)
+
+: >"$WORK/lab"
+LAB_PID=
+before_cleanup() {
+    [[ -z $LAB_PID ]] || kill -TERM "$LAB_PID" 2>/dev/null || true
+}
+
+"$ROOT/scripts/lab" --time-limit 400 --file "$ROOT/scripts/attach" --file "$ROOT/scripts/detach" \
+    --env HOST=10.0.2.2 --env "PORT=$NVME_PORT" --env "NBD_PORT=$PORT" --env VOLUME=disk \
+    --env "NQN=$nqn" --env "UUID=$uuid" "$ROOT/tests/lab/nvme.sh" >"$WORK/lab" 2>&1 &
+LAB_PID=$!
+
+# Waits until the guest asks for $1, or has ended.
+asked() {
+    until grep -q "^ASK $1" "$WORK/lab" || ! kill -0 "$LAB_PID" 2>/dev/null; do
+        sleep 0.2
+    done
+    kill -0 "$LAB_PID" 2>/dev/null
+}
+
+if asked GROW; then
+    weft volume resize disk --size 2GiB >/dev/null
+fi
+if asked CREATE; then
+    weft volume create passing --size 64MiB --block-size 4096 >/dev/null
+fi
+if asked DELETE; then
+    weft volume delete passing >/dev/null
+fi
+if asked KILL; then
+    kill_server
+    start_server
+fi
+status=0
+wait "$LAB_PID" || status=$?
+LAB_PID=
+cat "$WORK/lab"
+[[ $status -eq 0 ]] || fail "the lab ended with status $status"
+stop_server

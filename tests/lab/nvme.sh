@@ -1,0 +1,250 @@
+#!/bin/sh
+# The kernel's NVMe/TCP initiator in the lab's guest: discover, connect, identify, xfs, ext4, discard, digests, namespaces
+# that come, grow and go while connected, the same volume over NBD, a server that is killed and comes back.
+#
+# Runs in the guest, next to attach and detach. Variables: HOST, PORT (NVMe), NBD_PORT, NQN, VOLUME (the volume of 1 GiB
+# with blocks of 512 bytes; everything on it is lost), UUID (its own). The host's side acts on lines that begin with ASK.
+set -eu
+
+step() {
+    STEP=$*
+    echo "== $STEP (at $(cut -d' ' -f1 /proc/uptime) s)"
+}
+
+fail() {
+    echo "FAIL: $STEP: $*"
+    dmesg | grep -iE 'nvme|nbd|ext4|xfs|i/o error' | tail -n 30
+    exit 1
+}
+
+expect() {
+    "$@" || fail "failed: $*"
+}
+
+# Waits up to 30 s for a command to succeed.
+eventually() {
+    tries=0
+    until "$@" >/dev/null 2>&1; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 300 ] || fail "never came true: $*"
+        sleep 0.1
+    done
+}
+
+connect() {
+    nvme connect -t tcp -a "$HOST" -s "$PORT" -n "$NQN" --hostnqn "$HOSTNQN" --hostid "$HOSTID" "$@"
+}
+
+disconnect() {
+    nvme disconnect -n "$NQN" >/dev/null
+}
+
+# Prints the block device of the namespace with UUID $1; not the hidden one of a path to it.
+device_of() {
+    for found in /sys/block/nvme*n*; do
+        case $found in
+        *nvme*c*n*) continue ;;
+        esac
+        if [ -e "$found/uuid" ] && [ "$(cat "$found/uuid")" = "$1" ]; then
+            echo "/dev/${found##*/}"
+            return 0
+        fi
+    done
+    return 1
+}
+
+attached() {
+    device_of "$1" >/dev/null
+}
+
+gone() {
+    ! device_of "$1" >/dev/null
+}
+
+has_sectors() {
+    [ "$(cat "/sys/block/${1#/dev/}/size")" = "$2" ]
+}
+
+live() {
+    [ "$(cat /sys/class/nvme/nvme*/state)" = live ]
+}
+
+drop_caches() {
+    sync
+    echo 3 >/proc/sys/vm/drop_caches
+}
+
+HOSTID=0e5a5d0e-2f6b-4c57-9f0a-6a3f6f0c1d2e
+HOSTNQN=nqn.2014-08.org.nvmexpress:uuid:$HOSTID
+STEP='start'
+trap '[ $? -eq 0 ] || dmesg | grep -iE "nvme|ext4|xfs|error" | tail -n 30' EXIT
+
+step 'discover'
+nvme discover -t tcp -a "$HOST" -s "$PORT" --hostnqn "$HOSTNQN" --hostid "$HOSTID" >/tmp/discovery ||
+    fail 'discover'
+expect grep -q "subnqn: *$NQN" /tmp/discovery
+expect grep -q "trsvcid: *$PORT" /tmp/discovery
+
+step 'connect, list, identify'
+expect connect
+eventually attached "$UUID"
+device=$(device_of "$UUID")
+set -- /sys/class/nvme/nvme*
+control=/dev/${1##*/}
+expect nvme list
+expect nvme id-ctrl "$control" >/tmp/id-ctrl
+expect grep -q "^subnqn *: *$NQN" /tmp/id-ctrl
+grep -E '^(mn|mdts|cntlid|ver|nn|oncs|vwc|awupf|ioccsz) ' /tmp/id-ctrl
+expect nvme id-ns "$device" >/tmp/id-ns
+grep -E '^(nsze|nsfeat|nawupf|npwg|dlfeat|nguid|lbaf)' /tmp/id-ns
+expect nvme ns-descs "$device" >/tmp/descriptors
+expect grep -q "$UUID" /tmp/descriptors
+for log in smart-log error-log fw-log effects-log ana-log changed-ns-list-log; do
+    expect nvme "$log" "$control" >/tmp/log
+done
+for feature in 7 0xb 0xf; do
+    expect nvme get-feature "$control" -f "$feature" >/tmp/feature
+done
+expect nvme get-property "$control" -o 0x1c >/tmp/property
+name=${device#/dev/}
+queue=/sys/block/$name/queue
+echo "$device: $(cat "/sys/block/$name/size") sectors, logical $(cat "$queue/logical_block_size")," \
+    "physical $(cat "$queue/physical_block_size"), at most $(cat "$queue/max_hw_sectors_kb") KiB," \
+    "discard $(cat "$queue/discard_max_bytes"), zeroes $(cat "$queue/write_zeroes_max_bytes")"
+[ "$(cat "$queue/logical_block_size")" = 512 ] || fail 'not 512 bytes'
+[ "$(cat "$queue/physical_block_size")" = 4096 ] || fail 'not 4096 bytes'
+[ "$(cat "$queue/max_hw_sectors_kb")" = 1024 ] || fail 'MDTS is not 1 MiB'
+[ "$(cat "$queue/discard_max_bytes")" -gt 0 ] || fail 'no discard'
+[ "$(cat "$queue/write_zeroes_max_bytes")" -gt 0 ] || fail 'no write zeroes'
+[ "$(cat "$queue/write_cache")" = 'write through' ] || fail 'a volatile cache'
+
+step 'xfs, write, fsync, compare'
+expect blkdiscard "$device"
+expect mkfs.xfs -q -f -K -d size=400m "$device"
+mkdir -p /mnt/a
+expect mount -t xfs "$device" /mnt/a
+expect dd if=/dev/urandom of=/mnt/a/random bs=1M count=48 conv=fsync status=none
+i=0
+while [ "$i" -lt 30 ]; do
+    expect dd if=/dev/urandom of=/mnt/a/small-$i bs=512 count=9 conv=fsync status=none
+    i=$((i + 1))
+done
+(cd /mnt/a && find . -type f | sort | xargs sha256sum) >/tmp/sums
+expect umount /mnt/a
+expect disconnect
+
+for digests in '' '--hdr-digest' '--data-digest' '--hdr-digest --data-digest'; do
+    step "compare over a new connection ${digests:-without digests}"
+    # shellcheck disable=SC2086 # options are words
+    expect connect $digests --nr-io-queues 2
+    eventually attached "$UUID"
+    device=$(device_of "$UUID")
+    expect mount -t xfs "$device" /mnt/a
+    (cd /mnt/a && expect sha256sum -c -s /tmp/sums)
+    expect dd if=/mnt/a/random of=/mnt/a/copy bs=1M conv=fsync status=none
+    drop_caches
+    expect cmp /mnt/a/random /mnt/a/copy
+    rm /mnt/a/copy
+    expect umount /mnt/a
+    [ "$digests" != '--hdr-digest --data-digest' ] || break
+    expect disconnect
+done
+
+step 'check the file system, fstrim, compare'
+expect xfs_repair -n "$device" >/tmp/xfs 2>&1
+expect mount -t xfs "$device" /mnt/a
+rm /mnt/a/small-1*
+expect fstrim -v /mnt/a
+drop_caches
+grep -v 'small-1' /tmp/sums >/tmp/sums-left
+(cd /mnt/a && expect sha256sum -c -s /tmp/sums-left)
+expect umount /mnt/a
+
+step 'reads and writes of odd sizes with O_DIRECT, zeroes, compare'
+expect dd if=/dev/urandom of=/tmp/sample bs=512 count=4099 status=none
+expect dd if=/tmp/sample of="$device" bs=512 count=4099 seek=1000001 oflag=direct status=none
+dd if="$device" bs=512 skip=1000001 count=4099 iflag=direct status=none | expect cmp - /tmp/sample
+for size in 3584 64k 1M; do
+    expect dd if=/tmp/sample of="$device" bs=$size count=1 seek=300 oflag=direct status=none
+    dd if=/tmp/sample bs=$size count=1 status=none >/tmp/part
+    dd if="$device" bs=$size count=1 skip=300 iflag=direct status=none | expect cmp - /tmp/part
+done
+bytes=$(stat -c %s /tmp/part)
+expect nvme compare "$device" --start-block=614400 --block-count=7 --data-size=4096 --data=/tmp/part
+! nvme compare "$device" --start-block=614401 --block-count=7 --data-size=4096 --data=/tmp/part \
+    >/tmp/compare 2>&1 || fail 'other data compares equal'
+expect nvme write-zeroes "$device" --start-block=614400 --block-count=7
+! dd if="$device" bs=4096 skip=76800 count=1 iflag=direct status=none | tr -d '\0' | grep -q . ||
+    fail 'not zero'
+expect nvme dsm "$device" --ad --slbs=614408 --blocks=8
+expect nvme flush "$device"
+[ "$bytes" -gt 0 ]
+
+step 'the same bytes over NBD, both ways'
+nbd=$(./attach "$VOLUME" --host "$HOST" --port "$NBD_PORT" --block-size 512 --connections 1) ||
+    fail 'attach'
+expect dd if=/tmp/sample of="$device" bs=64k count=16 seek=900 oflag=direct status=none
+dd if="$nbd" bs=64k skip=900 count=16 iflag=direct status=none >/tmp/over-nbd
+dd if=/tmp/sample bs=64k count=16 status=none | expect cmp - /tmp/over-nbd
+expect dd if=/tmp/over-nbd of="$nbd" bs=64k count=16 seek=1200 oflag=direct status=none
+dd if="$device" bs=64k skip=1200 count=16 iflag=direct status=none | expect cmp - /tmp/over-nbd
+expect ./detach "$VOLUME"
+
+step 'the volume grows while it is mounted'
+expect mkfs.ext4 -q -F "$device" 200M
+expect mount -t ext4 "$device" /mnt/a
+echo 'ASK GROW'
+eventually has_sectors "$device" 4194304
+expect dd if=/dev/urandom of=/mnt/a/after bs=1M count=8 conv=fsync status=none
+expect umount /mnt/a
+expect e2fsck -fn "$device" >/tmp/e2fsck 2>&1
+
+step 'a volume comes and goes'
+count() {
+    set -- /sys/block/nvme*n*
+    echo $#
+}
+before=$(count)
+echo 'ASK CREATE'
+more() {
+    [ "$(count)" -gt "$before" ]
+}
+fewer() {
+    [ "$(count)" = "$before" ]
+}
+eventually more
+echo 'ASK DELETE'
+eventually fewer
+
+step 'controller reset under I/O'
+dd if=/dev/zero of="$device" bs=64k count=1500 seek=2000 oflag=direct status=none &
+writer=$!
+sleep 0.5
+expect nvme reset "$control"
+expect wait "$writer"
+eventually live
+
+step 'the server is killed under I/O and comes back'
+expect dd if=/tmp/sample of="$device" bs=64k count=16 seek=900 oflag=direct status=none
+dd if=/dev/zero of="$device" bs=64k count=2000 seek=4000 oflag=direct status=none &
+writer=$!
+sleep 0.5
+echo 'ASK KILL AND RESTART'
+# The writer waits as long as it takes: nothing may fail.
+expect wait "$writer"
+eventually live
+dd if="$device" bs=64k skip=900 count=16 iflag=direct status=none >/tmp/after-kill
+dd if=/tmp/sample bs=64k count=16 status=none | expect cmp - /tmp/after-kill
+
+step 'disconnect, connect-all by the discovery log'
+expect disconnect
+expect gone "$UUID"
+expect nvme connect-all -t tcp -a "$HOST" -s "$PORT" --hostnqn "$HOSTNQN" --hostid "$HOSTID"
+eventually attached "$UUID"
+expect disconnect
+
+if dmesg | grep -iE 'nvme.*(bad|invalid|unexpected|duplicate|inconsistent|digest|truncated|failed to (identify|get))' |
+    grep -viE 'queue_size|resetting'; then
+    fail 'the kernel complained'
+fi
+echo "== done (at $(cut -d' ' -f1 /proc/uptime) s)"
