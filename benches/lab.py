@@ -159,6 +159,7 @@ class Weft(Server):
                 f'[pod]\ndevice_size = "{device_size}"\n{pod}\n'
                 f'[memory]\ncache = "{cache}"\n'
                 '[nbd]\nlisten = []\n'
+                '[nvme_tcp]\nlisten = []\ndiscovery = []\n'
                 '[threads]\ndata_plane = 1\n'
                 '[log]\nlevel = "warn"\n'
             )
