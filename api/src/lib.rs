@@ -172,7 +172,7 @@ pub struct CreateVolume {
 }
 
 fn default_logical_block_bytes() -> u32 {
-    4096
+    512
 }
 
 /// What `PATCH /v1/volumes/{name}` takes.

@@ -48,7 +48,12 @@ pub(super) fn text(status: &NodeStatus, volumes: &[Volume], tls: bool) -> String
             match listener.protocol.as_str() {
                 "nvme" => text.push_str(&nvme_line(listener, &status.subsystem_nqn)),
                 "nvme-discovery" => {}
-                _ => text.push_str(&lines_to_paste(listener, &volume.name, tls)),
+                _ => text.push_str(&lines_to_paste(
+                    listener,
+                    &volume.name,
+                    volume.logical_block_bytes,
+                    tls,
+                )),
             }
         }
     }
@@ -85,9 +90,9 @@ fn connectable(mut address: SocketAddr) -> SocketAddr {
 }
 
 /// The lines for one NBD listener, as the client on this machine would write them.
-fn lines_to_paste(listener: &Listener, volume: &str, tls: bool) -> String {
+fn lines_to_paste(listener: &Listener, name: &str, block_bytes: u32, tls: bool) -> String {
     let secure = if tls { "s" } else { "" };
-    let export = percent_encode(volume);
+    let export = percent_encode(name);
     let (uri, client) = match listener.address.parse::<SocketAddr>() {
         Ok(address) => {
             let address = connectable(address);
@@ -102,7 +107,7 @@ fn lines_to_paste(listener: &Listener, volume: &str, tls: bool) -> String {
     };
     format!(
         "  nbdinfo {uri}\n  \
-         sudo nbd-client {client} -N {volume} -b 4096 -C 4\n  \
+         sudo nbd-client {client} -N {name} -b {block_bytes} -C 4\n  \
          qemu-system-x86_64 -drive file={uri},format=raw,if=virtio\n"
     )
 }
@@ -126,12 +131,12 @@ mod tests {
 
     #[test]
     fn lines_name_the_export_and_an_address_one_can_connect_to() {
-        let text = lines_to_paste(&listener("tcp", "0.0.0.0:10809"), "vol0", false);
+        let text = lines_to_paste(&listener("tcp", "0.0.0.0:10809"), "vol0", 512, false);
         assert!(text.contains("nbdinfo nbd://127.0.0.1:10809/vol0\n"), "{text}");
-        assert!(text.contains("nbd-client 127.0.0.1 10809 /dev/nbd0 -N vol0"), "{text}");
-        let text = lines_to_paste(&listener("tcp", "10.0.0.1:10809"), "vol0", true);
+        assert!(text.contains("nbd-client 127.0.0.1 10809 /dev/nbd0 -N vol0 -b 512"), "{text}");
+        let text = lines_to_paste(&listener("tcp", "10.0.0.1:10809"), "vol0", 4096, true);
         assert!(text.contains("nbdinfo nbds://10.0.0.1:10809/vol0\n"), "{text}");
-        let text = lines_to_paste(&listener("unix", "/my dir/nbd.sock"), "vol0", true);
+        let text = lines_to_paste(&listener("unix", "/my dir/nbd.sock"), "vol0", 4096, true);
         assert!(text.contains("'nbd+unix:///vol0?socket=/my%20dir/nbd.sock'"), "{text}");
         assert!(text.contains("-unix '/my dir/nbd.sock' /dev/nbd0"), "{text}");
     }

@@ -170,8 +170,8 @@ enum VolumeCommand {
         /// A multiple of 4 KiB, as 100GiB (units are binary)
         #[arg(long, value_parser = units::parse_size)]
         size: u64,
-        /// The smallest request hosts are told of: 512 or 4096 bytes
-        #[arg(long, value_name = "BYTES", default_value = "4096", value_parser = block_size)]
+        /// The unit hosts address, for good: 512 or 4096 bytes. 4096 is the good size either way
+        #[arg(long, value_name = "BYTES", default_value = "512", value_parser = block_size)]
         block_size: u32,
         /// Hosts may only read
         #[arg(long)]
