@@ -5,6 +5,7 @@ leaves nothing behind. docs/performance.md says what each figure means.
 """
 
 import contextlib
+import json
 import os
 import re
 import statistics
@@ -119,13 +120,32 @@ def write(report, settings):
                    note=f"{own['weft']['cpu']:.2f} us of server CPU each")
 
 
+FIO_DSYNC = ["--ioengine=io_uring", "--direct=1", "--sync=dsync", "--rw=randwrite", "--bs=4k",
+             "--buffer_compress_percentage=50", "--refill_buffers=0"]
+
+
 def fio_dsync(data, jobs, depth, seconds):
     """fio's own O_DIRECT + O_DSYNC random writes, every write durable."""
-    return lab.fio(data, [
-        "--ioengine=io_uring", "--direct=1", "--sync=dsync", "--rw=randwrite", "--bs=4k",
-        f"--iodepth={depth}", "--size=256m", f"--numjobs={jobs}", "--filename_format=fio.$jobnum",
-        "--buffer_compress_percentage=50", "--refill_buffers=0",
-    ], seconds)
+    return lab.fio(data, [*FIO_DSYNC, f"--iodepth={depth}", "--size=256m", f"--numjobs={jobs}",
+                          "--filename_format=fio.$jobnum"], seconds)
+
+
+def fio_copies(data, copies, seconds):
+    """fio writing to several files at once and waiting for all of them, one such round at a time."""
+    files = ":".join(f"fio.{number}" for number in range(copies))
+    return lab.fio(data, [*FIO_DSYNC, f"--filename={files}", f"--size={256 * copies}m",
+                          "--file_service_type=roundrobin:1", f"--iodepth={copies}",
+                          f"--iodepth_batch_submit={copies}",
+                          f"--iodepth_batch_complete_min={copies}"], seconds)
+
+
+def written_file(path, mib, blank_mib=0):
+    """A file of which every block was written, as after long use; thin disks are slow before."""
+    with open(path, "wb") as file:
+        file.write(bytes(blank_mib * MIB))
+        for _ in range(mib - blank_mib):
+            file.write(os.urandom(MIB))
+        os.fsync(file.fileno())
 
 
 def durable(report, settings):
@@ -133,11 +153,11 @@ def durable(report, settings):
     span = 256 * MIB
     with lab.directory(settings.disk) as data:
         for number in range(3):
-            with open(f"{data}/fio.{number}", "wb") as file:
-                for _ in range(256):
-                    file.write(os.urandom(MIB))
-                os.fsync(file.fileno())
-        with lab.Weft(data) as weft:
+            written_file(f"{data}/fio.{number}", 256)
+        devices = [f"{data}/dev-{number}" for number in range(6)]
+        for device in devices:
+            written_file(device, 768, blank_mib=1)
+        with lab.Weft(data, pod=f"devices = {json.dumps(devices)}") as weft:
             fill(weft, span)
             deep = lab.interleave({
                 "weft": lambda: lab.fio_nbd(weft, "randwrite", 32, settings.seconds, span),
@@ -150,13 +170,17 @@ def durable(report, settings):
                        deep["weft"]["iops"] / deep["fio"]["iops"], "x", (">=", 1.5))
             shallow = lab.interleave({
                 "weft": lambda: lab.fio_nbd(weft, "randwrite", 1, settings.seconds, span),
-                "fio, 3 files at once": lambda: fio_dsync(data, 3, 1, settings.seconds),
+                "fio, 3 jobs": lambda: fio_dsync(data, 3, 1, settings.seconds),
+                "fio, 3 copies": lambda: fio_copies(data, 3, settings.seconds),
             }, settings.rounds)
             for name, result in shallow.items():
                 report.add("durable", f"4k write QD1, {name}", result["p50"], "us p50",
                            note=f"p99 {result['p99']:.0f} us")
-            report.add("durable", "4k write QD1, p50 of weft / fio",
-                       shallow["weft"]["p50"] / shallow["fio, 3 files at once"]["p50"], "x",
+            # Three jobs do not wait for one another: the slowest of three is what a copy costs.
+            report.add("durable", "4k write QD1, p50 of weft / fio, 3 jobs",
+                       shallow["weft"]["p50"] / shallow["fio, 3 jobs"]["p50"], "x")
+            report.add("durable", "4k write QD1, p50 of weft / fio, 3 copies",
+                       shallow["weft"]["p50"] / shallow["fio, 3 copies"]["p50"], "x",
                        ("<=", 1.3))
 
 
