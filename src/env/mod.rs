@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod coarse;
 pub mod sim;
 pub mod tokio_env;
 
@@ -23,7 +24,7 @@ pub trait Clock {
     fn now(&self) -> Duration;
     /// Milliseconds since 1970, for people and names only: it may jump.
     fn unix_ms(&self) -> u64;
-    /// Completes `duration` from now. Dropping it cancels the timer.
+    /// Completes `duration` from now, or up to a tenth later if it is long. Dropping it cancels the timer.
     fn sleep(&self, duration: Duration) -> LocalBoxFuture<()>;
 }
 

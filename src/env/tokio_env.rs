@@ -14,6 +14,10 @@ use crate::env::Clock;
 use crate::env::LocalBoxFuture;
 use crate::env::Rng;
 use crate::env::Spawn;
+use crate::env::coarse::CoarseSleep;
+
+/// From this length on a timer may be late by a tenth, for being cheap.
+const COARSE_MIN: Duration = Duration::from_millis(500);
 
 /// Real time, real randomness, tokio tasks.
 pub struct TokioEnv {
@@ -43,7 +47,10 @@ impl Clock for TokioEnv {
     }
 
     fn sleep(&self, duration: Duration) -> LocalBoxFuture<()> {
-        Box::pin(tokio::time::sleep(duration))
+        if duration < COARSE_MIN {
+            return Box::pin(tokio::time::sleep(duration));
+        }
+        Box::pin(CoarseSleep::new(duration))
     }
 }
 

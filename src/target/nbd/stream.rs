@@ -18,6 +18,7 @@ use rustix::net::sockopt;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWrite;
+use tokio::io::Interest;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::net::UnixStream;
@@ -61,6 +62,18 @@ pub enum Socket {
     Unix(UnixStream),
 }
 
+impl Socket {
+    /// A receive that got less than it asked for has emptied the socket: more is announced by
+    /// epoll (edge-triggered; see epoll(7)). Says so to tokio, which saves asking in vain.
+    fn note_drained(&self) {
+        let empty = || Err::<(), _>(WouldBlock.into());
+        let _ = match self {
+            Self::Tcp(stream) => stream.try_io(Interest::READABLE, empty),
+            Self::Unix(stream) => stream.try_io(Interest::READABLE, empty),
+        };
+    }
+}
+
 impl From<TcpStream> for Socket {
     /// Takes a TCP connection, sets TCP_NODELAY and keep-alive. (proto.md asks for the former.)
     fn from(stream: TcpStream) -> Self {
@@ -90,6 +103,7 @@ impl ByteStream for Socket {
         limit: usize,
     ) -> Poll<io::Result<usize>> {
         loop {
+            let room = limit.min(buffer.capacity() - buffer.len());
             let mut part = (&mut *buffer).limit(limit);
             let received = match self {
                 Self::Tcp(stream) => stream.try_read_buf(&mut part),
@@ -100,7 +114,12 @@ impl ByteStream for Socket {
                     Self::Tcp(stream) => stream.poll_read_ready(cx),
                     Self::Unix(stream) => stream.poll_read_ready(cx),
                 })?,
-                received => return Poll::Ready(received),
+                received => {
+                    if matches!(received, Ok(bytes) if bytes < room) {
+                        self.note_drained();
+                    }
+                    return Poll::Ready(received);
+                }
             }
         }
     }
