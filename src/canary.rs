@@ -67,11 +67,17 @@ pub enum Bug {
     SpaceNotPromised,
     /// A large zero entry clears only its first leaf.
     ZeroCutShort,
+    /// Leaves whose parent no higher node points at yet are not found.
+    UnlinkedLeafMissed,
+    /// The superblock of the highest generation wins, whatever its epoch.
+    EpochNotCompared,
+    /// Of two superblocks of one epoch and generation any wins, not the one that more devices hold.
+    CopiesNotCounted,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 33] = [
         Self::AckedAtSubmit,
         Self::AckedOnTooFew,
         Self::JournalNotDurable,
@@ -102,6 +108,9 @@ impl Bug {
         Self::DirtyNodeEvicted,
         Self::SpaceNotPromised,
         Self::ZeroCutShort,
+        Self::UnlinkedLeafMissed,
+        Self::EpochNotCompared,
+        Self::CopiesNotCounted,
     ];
 }
 

@@ -31,6 +31,7 @@ use crate::device::AlignedBuf;
 use crate::device::Device;
 use crate::device::DeviceRef;
 use crate::device::Durability;
+use crate::device::sim::judge::Verdict;
 use crate::device::sim::pages::PAGE_BYTES_U64;
 use crate::device::sim::pages::Pages;
 use crate::env::EnvRef;
@@ -45,6 +46,7 @@ use crate::units::bytes_u64;
 use crate::units::bytes_usize;
 
 mod faults;
+mod judge;
 mod pages;
 
 pub use faults::OneShot;
@@ -120,15 +122,6 @@ enum Work {
     },
 }
 
-/// What will come of an I/O, drawn when it is issued.
-enum Verdict {
-    Good,
-    /// Fails; the number seeds what becomes of the data.
-    Fails(u64),
-    Lost,
-    Misdirected(u64),
-}
-
 /// How a crash treats the writes in its hands. Whole outcomes are likely, so that later records
 /// survive intact past lost ones.
 #[derive(Clone, Copy)]
@@ -195,6 +188,14 @@ impl SimDisk {
             state.durable.flip(at, bit);
             state.counters.rotten_bits += 1;
         }
+    }
+
+    /// The offset of some 4096 bytes that hold something, drawn evenly; `None` on an empty disk.
+    #[must_use]
+    pub fn stored_page(&self, rng: &dyn Rng) -> Option<u64> {
+        let state = self.0.state.lock();
+        let count = bytes_u64(state.live.count());
+        if count == 0 { None } else { state.live.nth(rng.below(count)) }
     }
 
     /// Power loss: whatever was not durable is kept, lost or torn, and all I/O in flight is over.
@@ -481,70 +482,6 @@ impl State {
             }
         }
     }
-
-    /// Takes the first one-shot fault that `fits` an I/O at `offset`.
-    fn one_shot(&mut self, offset: u64, fits: impl Fn(OneShot) -> bool) -> Option<OneShot> {
-        let fits =
-            |(fault, offsets): &(OneShot, Range<u64>)| offsets.contains(&offset) && fits(*fault);
-        let index = self.one_shots.iter().position(fits)?;
-        Some(self.one_shots.remove(index).0)
-    }
-
-    /// Draws what will come of an I/O.
-    fn judge(&mut self, offset: u64, work: &Work, disk: &Shared, rng: &dyn Rng) -> Verdict {
-        let faults = self.faults.clone();
-        let (error, error_ppm) = match work {
-            Work::Read(_) => (OneShot::ReadError, faults.read_error_ppm),
-            Work::Write { .. } => (OneShot::WriteError, faults.write_error_ppm),
-            Work::Flush { .. } => (OneShot::FlushError, faults.flush_error_ppm),
-            Work::Discard { .. } => return Verdict::Good,
-        };
-        if self.one_shot(offset, |fault| fault == error).is_some() || rng.chance(error_ppm) {
-            return Verdict::Fails(rng.random_u64());
-        }
-        let Work::Write { data, .. } = work else { return Verdict::Good };
-        let shot = self.one_shot(offset, |fault| {
-            matches!(fault, OneShot::LostWrite | OneShot::MisdirectedWrite)
-        });
-        if shot == Some(OneShot::LostWrite) || rng.chance(faults.lost_write_ppm) {
-            self.counters.lost_writes += 1;
-            return Verdict::Lost;
-        }
-        let room = (disk.profile.len_bytes - bytes_u64(data.len())) / disk.profile.sector_bytes;
-        let misdirected = shot.is_some() || rng.chance(faults.misdirected_write_ppm);
-        if misdirected && room > 0 {
-            self.counters.misdirected_writes += 1;
-            // Near its place half of the time: that is where other data lies on a sparse disk.
-            let step = disk.profile.sector_bytes;
-            let place = offset / step;
-            let by = if rng.below(2) == 0 { 8 * (1 + rng.below(16)) } else { rng.below(room) + 1 };
-            let wrong = (place + by) % (room + 1);
-            let wrong = if wrong == place { (place + 1) % (room + 1) } else { wrong };
-            return Verdict::Misdirected(wrong * step);
-        }
-        Verdict::Good
-    }
-
-    /// Draws how long an I/O takes; `None` if it hangs.
-    fn latency(&mut self, offset: u64, disk: &Shared, rng: &dyn Rng) -> Option<Duration> {
-        let shot = self.one_shot(offset, |fault| matches!(fault, OneShot::Hang | OneShot::Slow(_)));
-        if shot == Some(OneShot::Hang) || rng.chance(self.faults.hang_ppm) {
-            self.counters.hangs += 1;
-            return None;
-        }
-        let spread = disk.profile.latency_max - disk.profile.latency_min;
-        let spread = u64::try_from(spread.as_nanos()).unwrap_or(u64::MAX - 1);
-        let drawn = Duration::from_nanos(rng.below(spread + 1));
-        let mut latency = disk.profile.latency_min + drawn + self.faults.always_slow_by;
-        if let Some(OneShot::Slow(by)) = shot {
-            self.counters.slowed += 1;
-            latency += by;
-        } else if rng.chance(self.faults.slow_ppm) {
-            self.counters.slowed += 1;
-            latency += self.faults.slow_by;
-        }
-        Some(latency)
-    }
 }
 
 impl Unflushed {
@@ -587,7 +524,7 @@ impl SimDevice {
             return Err(self.disk.error(ErrorKind::DeviceFailed, "the device is gone"));
         }
         let verdict = state.judge(offset, &work, &self.disk, &*self.env);
-        let latency = state.latency(offset, &self.disk, &*self.env);
+        let latency = state.latency(offset, &work, &self.disk, &*self.env);
         state.last_io += 1;
         let id = state.last_io;
         state.pending.insert(id, Io { offset, work, verdict, waker: None, wanted: true });

@@ -258,6 +258,9 @@ impl Map {
         let fresh_leaf = self.fresh.range(first_leaf..first_parent).next().map(|key| key.index);
         let mut next = fresh_leaf.into_iter().chain(self.next_stored(ROOT, from)?).min();
         for parent in self.fresh.range(first_parent..) {
+            if planted(Bug::UnlinkedLeafMissed) {
+                break;
+            }
             next = next.into_iter().chain(self.next_stored(*parent, from)?).min();
         }
         Ok(next)

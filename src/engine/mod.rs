@@ -283,16 +283,27 @@ impl Engine {
         let _ = self.nodes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, forget);
     }
 
-    /// Tells the door how much room there is, and corrects the count of nodes in memory.
-    fn publish_space(&self, exhausted: bool) {
+    /// Segments that can be opened even if as many devices are lost as may be: what was promised
+    /// must fit then too, and the reserve beside it.
+    fn free_segments(&self) -> u64 {
         let usable: Vec<bool> =
             self.pool.members.iter().map(|m| m.in_service() && !m.is_full()).collect();
+        let lost = usable.iter().filter(|usable| !**usable).count();
+        let may_be_lost = self.pool.geometry.parity_strips.saturating_sub(lost);
+        self.pool.table.lock().free_segments_after(&usable, may_be_lost)
+    }
+
+    /// Tells the door how much room there is, and corrects the count of nodes in memory.
+    fn publish_space(&self, exhausted: bool) {
         let segment_bytes = self.pool.geometry.segment_bytes();
-        let (free, total, live_bytes) = {
+        let free = self.free_segments();
+        let (total, live_bytes) = {
             let table = self.pool.table.lock();
-            (table.free_segments(&usable), table.segments_total(), table.live_bytes())
+            (table.segments_total(), table.live_bytes())
         };
-        let fillable = total.saturating_sub(self.reserve_segments) * segment_bytes;
+        let present = self.pool.members.iter().filter(|m| m.device_bytes().is_some()).count();
+        let reserve = self.pool.geometry.with_losses(self.reserve_segments, present);
+        let fillable = total.saturating_sub(reserve) * segment_bytes;
         self.space.publish(Levels {
             limit_bytes: fillable / 100 * FILL_PERCENT_MAX,
             live_bytes,

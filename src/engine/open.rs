@@ -347,8 +347,12 @@ fn newest_superblock(found: &[(DeviceRef, DeviceSuperblock)]) -> Option<Superblo
         (superblock.epoch_start, superblock.tail_position, superblock.root, superblock.id_limit)
     };
     let superblocks = || found.iter().map(|(_, found)| &found.superblock);
-    let copies = |one: &Superblock| superblocks().filter(|other| core(other) == core(one)).count();
-    superblocks().max_by_key(|one| (one.epoch, one.generation, copies(one))).cloned()
+    let copies = |one: &Superblock| {
+        let held = superblocks().filter(|other| core(other) == core(one)).count();
+        if planted(Bug::CopiesNotCounted) { 0 } else { held }
+    };
+    let epoch = |one: &Superblock| if planted(Bug::EpochNotCompared) { 0 } else { one.epoch };
+    superblocks().max_by_key(|one| (epoch(one), one.generation, copies(one))).cloned()
 }
 
 /// Reads all superblocks, finds the newest and gives every device its place.

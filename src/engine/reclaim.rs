@@ -62,7 +62,8 @@ impl Mapper {
         let engine = &self.engine;
         let total = engine.pool.table.lock().segments_total();
         let low = engine.reserve_segments + 2 + total / 16;
-        engine.pool.table.lock().free_segments(&engine.pool.in_service()) < low
+        // As the door counts: it makes writers wait for what is freed here.
+        engine.free_segments() < low
     }
 
     /// Frees what is empty already, or else empties one segment.

@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::canary::Bug;
@@ -28,7 +29,9 @@ pub struct Space {
     free_bytes: AtomicU64,
     /// Reclaim cannot free anything more as things stand.
     exhausted: AtomicBool,
-    /// Woken when any of the above got better or `exhausted` changed.
+    /// What was published last, and the bytes promised then.
+    published: Mutex<Option<(Levels, u64)>>,
+    /// Woken when any of the above changed.
     pub changed: Notify,
 }
 
@@ -55,7 +58,7 @@ pub enum Admission {
 }
 
 /// The mapper's view of the pool.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Levels {
     /// See [`Space`].
     pub limit_bytes: u64,
@@ -120,8 +123,13 @@ impl Space {
         with_packing_loss(self.promised_bytes()) >= self.free_bytes.load(Ordering::Acquire)
     }
 
-    /// Publishes the mapper's view and wakes who waits.
+    /// Publishes the mapper's view and wakes who waits, unless nothing changed: who is woken asks
+    /// again and wakes the mapper, which publishes, so both would go round without a pause.
     pub fn publish(&self, levels: Levels) {
+        let now = Some((levels, self.promised_bytes()));
+        if std::mem::replace(&mut *self.published.lock(), now) == now {
+            return;
+        }
         self.limit_bytes.store(levels.limit_bytes, Ordering::Release);
         self.live_bytes.store(levels.live_bytes, Ordering::Release);
         self.free_bytes.store(levels.free_bytes, Ordering::Release);
@@ -133,6 +141,23 @@ impl Space {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_waits_is_woken_when_something_changed_and_only_then() {
+        let space = Arc::new(Space::default());
+        let levels = Levels { limit_bytes: 1000, free_bytes: 500, ..Levels::default() };
+        space.publish(levels);
+        let held = space.admit(400);
+        space.publish(levels);
+        let mut waiting = std::pin::pin!(space.changed.notified());
+        assert!(!waiting.as_mut().enable());
+        assert!(matches!(space.admit(400), Admission::Wait));
+        space.publish(levels);
+        assert!(!waiting.as_mut().enable(), "nothing changed");
+        drop(held);
+        space.publish(levels);
+        assert!(waiting.as_mut().enable(), "a promise was given back");
+    }
 
     #[test]
     fn the_door_promises_no_more_than_there_is() {

@@ -38,6 +38,11 @@ pub trait Rng {
 pub trait Spawn {
     /// Runs `task` to its end on the calling thread, whoever drops what.
     fn spawn(&self, task: LocalBoxFuture<()>);
+    /// A step to take first, where threads share what was just looked at and another may change it
+    /// before it is used. The simulator, which has one thread, sometimes gives one; else `None`.
+    fn pause(&self) -> Option<LocalBoxFuture<()>> {
+        None
+    }
 }
 
 /// All three, as the layers below `target` receive them.

@@ -99,6 +99,8 @@ struct State {
     now: Duration,
     wall_jump_ms: u64,
     rng: Xoshiro,
+    /// Chance, in a million, of a pause, and the longest.
+    pauses: (u32, Duration),
     trace: u64,
     /// Tasks woken and not yet polled, each once.
     ready: Vec<Arc<TaskWaker>>,
@@ -118,6 +120,7 @@ impl SimEnv {
             now: Duration::ZERO,
             wall_jump_ms: 0,
             rng: Xoshiro::new(!seed),
+            pauses: (0, Duration::ZERO),
             trace: seed,
             ready: Vec::new(),
             timers: BTreeMap::new(),
@@ -243,6 +246,12 @@ impl SimEnv {
         self.world.mix(event);
     }
 
+    /// From now on [`Spawn::pause`] gives a pause of up to `longest` with a probability of `ppm` in
+    /// a million.
+    pub fn set_pauses(&self, ppm: u32, longest: Duration) {
+        self.world.state.lock().pauses = (ppm, longest);
+    }
+
     /// Moves the wall clock, not the monotonic one, forward.
     pub fn jump_wall_clock(&self, by: Duration) {
         let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
@@ -285,6 +294,15 @@ impl Spawn for SimEnv {
         let task = Task { process: self.process, future: task, waker: waker.clone() };
         TASKS.with_borrow_mut(|tasks| tasks.insert(key, task));
         waker.wake_by_ref();
+    }
+
+    fn pause(&self) -> Option<LocalBoxFuture<()>> {
+        let (ppm, longest) = self.world.state.lock().pauses;
+        if !self.chance(ppm) {
+            return None;
+        }
+        let longest = u64::try_from(longest.as_micros()).unwrap_or(u64::MAX);
+        Some(self.sleep(Duration::from_micros(self.below(longest.max(1)))))
     }
 }
 

@@ -89,6 +89,15 @@ impl Geometry {
         self.strip_bytes * self.data_strips as u64
     }
 
+    /// How many segments must be free on the `present` devices so that `segments` can be opened
+    /// when m devices are lost: more, where more are left than a segment has strips.
+    #[must_use]
+    pub fn with_losses(&self, segments: u64, present: usize) -> u64 {
+        let left = present.min(self.devices - self.parity_strips).max(1);
+        let seats = |devices: usize| devices.min(self.strips()) as u64;
+        (segments * present as u64 * seats(left)).div_ceil(seats(present).max(1) * left as u64)
+    }
+
     /// Byte offset of region 0 on every device.
     #[must_use]
     pub fn data_offset(&self) -> u64 {

@@ -118,6 +118,9 @@ impl Pool {
         let Some(address) = space.address(location) else {
             return Err(Error::new(ErrorKind::Corrupt, "read record").context("not an address"));
         };
+        if let Some(pause) = self.env.pause() {
+            pause.await;
+        }
         let Some(lease) = self.lease(address.segment) else { return Ok(ReadOutcome::Moved) };
         let (range, record) = sectors_of(address, location);
         let place = space.log_address(address);

@@ -242,6 +242,16 @@ impl SegmentTable {
         low
     }
 
+    /// As [`SegmentTable::free_segments`], if any `lost` of the `usable` devices were lost.
+    #[must_use]
+    pub fn free_segments_after(&self, usable: &[bool], lost: usize) -> u64 {
+        let mut emptiest: Vec<usize> = (0..usable.len()).filter(|device| usable[*device]).collect();
+        emptiest.sort_by_key(|device| std::cmp::Reverse(self.free_regions[*device].len()));
+        let mut left = usable.to_vec();
+        emptiest.into_iter().take(lost).for_each(|device| left[device] = false);
+        self.free_segments(&left)
+    }
+
     /// Segments the pod could hold with every device present and empty.
     #[must_use]
     pub fn segments_total(&self) -> u64 {
@@ -464,6 +474,17 @@ mod tests {
         assert_eq!(places.iter().flatten().count(), 5);
         assert!(places[5].is_none() && places.iter().flatten().all(|place| place.device != 1));
         assert_eq!(table.allocate(false, &[true, true, true, false, false, false]), None);
+    }
+
+    #[test]
+    fn spare_devices_are_not_counted_on() {
+        let geometry = Geometry { data_strips: 2, parity_strips: 1, ..table().geometry };
+        let table = SegmentTable::new(geometry, vec![3, 3, 3, 3, 3, 9], 1);
+        let all = [true; 6];
+        assert_eq!(table.free_segments(&all), 7, "9 regions serve at most 7 segments");
+        assert_eq!(table.free_segments_after(&all, 0), 7);
+        assert_eq!(table.free_segments_after(&all, 1), 5, "the emptiest is lost");
+        assert_eq!(table.free_segments_after(&all, 4), 3);
     }
 
     #[test]

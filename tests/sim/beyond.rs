@@ -7,7 +7,6 @@ use weft::format::PodId;
 use weft::format::batch::BatchHeader;
 use weft::format::superblock::JOURNAL_OFFSET;
 
-use crate::world::JOURNAL_BYTES;
 use crate::world::LIFE_MAX;
 use crate::world::World;
 
@@ -29,13 +28,15 @@ impl World {
     /// unless a checkpoint holds what was in it.
     fn lose_a_batch_everywhere(&self) -> Result<(), String> {
         let pod = PodId(*self.pod.get().as_bytes());
+        let journal_bytes = self.swarm.journal_bytes;
         let mut batches = Vec::new();
         for disk in &self.disks {
-            let mut ring = vec![0; JOURNAL_BYTES as usize];
+            let mut ring = vec![0; journal_bytes as usize];
             disk.peek(JOURNAL_OFFSET, &mut ring);
-            for at in (0..JOURNAL_BYTES).step_by(BATCH_ALIGN as usize) {
+            for at in (0..journal_bytes).step_by(BATCH_ALIGN as usize) {
                 let Ok(header) = BatchHeader::decode(&ring[at as usize..], pod) else { continue };
-                if header.body(&ring[at as usize..]).is_ok() {
+                let in_place = header.position % journal_bytes == at;
+                if in_place && header.body(&ring[at as usize..]).is_ok() {
                     batches.push(header);
                 }
             }
@@ -43,7 +44,7 @@ impl World {
         let durable = batches.iter().map(|batch| batch.durable_lsn).max().unwrap_or_default();
         let lost = batches.iter().filter(|batch| batch.next_lsn().0 <= durable.0 + 1);
         let Some(lost) = lost.max_by_key(|batch| batch.first_lsn).copied() else { return Ok(()) };
-        let offset = JOURNAL_OFFSET + lost.position % JOURNAL_BYTES;
+        let offset = JOURNAL_OFFSET + lost.position % journal_bytes;
         for disk in &self.disks {
             let mut head = vec![0; BATCH_ALIGN as usize];
             disk.peek(offset, &mut head);

@@ -13,17 +13,8 @@ use crate::runner;
 /// Seeds each bug is given.
 const SEEDS_MAX: u64 = 900;
 /// Bugs that no seed has caught yet: what the simulator still has to learn. `BUG=name` runs one.
-const NOT_YET: [Bug; 9] = [
-    Bug::CopiesNotCompleted,
-    Bug::TailBeforeSuperblock,
-    Bug::LeaseIgnored,
-    Bug::IdsReused,
-    Bug::PlaceUnchecked,
-    Bug::UnitPlaceUnchecked,
-    Bug::HealedWrong,
-    Bug::MovedReadAsZero,
-    Bug::SpaceNotPromised,
-];
+const NOT_YET: [Bug; 4] =
+    [Bug::IdsReused, Bug::PlaceUnchecked, Bug::EpochNotCompared, Bug::CopiesNotCounted];
 
 #[test]
 fn every_planted_bug_is_caught() {

@@ -201,6 +201,15 @@ impl Model {
         now.iter().chain(retired()).copied().filter(|id| !superseded(id)).collect()
     }
 
+    /// Whether zeroes may be read from `sector` by who began at `begun`.
+    pub fn may_be_zero(&self, begun: u64, sector: u64) -> bool {
+        let none_retired = self.retired[sector as usize].is_empty();
+        match self.sectors[sector as usize][..] {
+            [only] if none_retired => self.writes[&only].zero,
+            _ => self.allowed(begun, sector).iter().any(|id| self.writes[id].zero),
+        }
+    }
+
     /// If an atomic write is seen on one sector, none of its other sectors may show a value that
     /// is certainly older.
     fn check_atomic(&self, seen: &[(u64, u64)]) -> Result<(), String> {

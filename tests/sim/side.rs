@@ -12,9 +12,9 @@ use weft::volume::VolumeDirectory;
 use weft::volume::pod::Pod;
 use weft::volume::pod::VolumeSpec;
 
+use crate::host::read_sectors;
 use crate::model::Model;
 use crate::model::SECTOR;
-use crate::world::read_sectors;
 
 /// Sectors of a side volume that are used.
 const SECTORS: u64 = 256;

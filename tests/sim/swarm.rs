@@ -1,10 +1,15 @@
 //! What a seed draws before it begins: geometry, sizes, load, and which faults exist at all.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use weft::device::sim::SimFaults;
 use weft::env::sim::Choose;
 use weft::env::sim::SeededRng;
+use weft::format::superblock::JOURNAL_OFFSET;
+
+use crate::model::SECTOR;
+use crate::world::VOLUME_BYTES;
 
 /// The draw of a seed.
 pub struct Swarm {
@@ -12,6 +17,10 @@ pub struct Swarm {
     pub data: usize,
     pub parity: usize,
     pub device_bytes: u64,
+    /// Bytes of the journal's ring.
+    pub journal_bytes: u64,
+    /// Hosts use windows of so many sectors, spread over the volume so that maps have depth.
+    pub window_sectors: u64,
     pub windows: u64,
     pub hosts: usize,
     pub operations: u64,
@@ -23,16 +32,34 @@ pub struct Swarm {
     pub sector_bytes: u64,
     pub cache_bytes: u64,
     pub map_cache_bytes: u64,
-    /// Nothing compresses and the devices are as small as can be.
+    /// Chance of a pause where threads may interleave, and the longest.
+    pub pause_ppm: u32,
+    pub pause_max: Duration,
+    /// Some part of every device is slower than the rest.
+    slow_area: bool,
+    /// Devices are as small as can be for what hosts write.
     pub full: bool,
-    /// All hosts want the same few blocks.
-    pub hot: bool,
+    /// Nothing compresses.
+    pub noise: bool,
+    pub load: Load,
     /// Hosts sometimes do nothing for long.
     pub lazy: bool,
     /// Other volumes come and go.
     pub side_volumes: bool,
     /// Opens are cut short.
     pub cut_opens: bool,
+}
+
+/// What hosts do.
+pub enum Load {
+    /// A bit of everything.
+    Mixed,
+    /// All hosts want the same few blocks.
+    Hot,
+    /// Hosts overwrite a few ranges of one size over and over, so that space is reused quickly.
+    Churn { sectors: u64, places: u64 },
+    /// Hosts together write all there is, until the pod is full.
+    Fill,
 }
 
 /// Which faults the misbehaving devices may show.
@@ -44,6 +71,8 @@ pub struct Possible {
     lost_writes: bool,
     misdirected: bool,
     slow: bool,
+    /// Reads take seconds.
+    slow_reads: bool,
     hang: bool,
     /// Disappears during a life.
     pub gone: bool,
@@ -68,7 +97,25 @@ impl Swarm {
         let count = if chance(60) { parity as u64 } else { rng.below(parity as u64 + 1) };
         faulty.truncate(count as usize);
         let full = chance(20);
-        let smallest = 6 << 20;
+        let load = match rng.below(100) {
+            0..=39 if full => Load::Fill,
+            0..=29 if !full => Load::Hot,
+            30..=59 => {
+                let sectors = [8, 56, 64, 128][rng.below(4) as usize];
+                Load::Churn { sectors, places: 1 + rng.below(1024 / sectors).min(10) }
+            }
+            _ => Load::Mixed,
+        };
+        // Many small windows are many map nodes, and so many checkpoints.
+        let scattered = !full && matches!(load, Load::Mixed) && chance(30);
+        let hosts = 1 + rng.below(6) as usize;
+        let operations = match load {
+            Load::Churn { sectors, .. } => (60 + rng.below(12_000 / sectors)) / hosts as u64,
+            Load::Fill => (100 + rng.below(200)) / hosts as u64,
+            Load::Mixed | Load::Hot => 5 + rng.below(75),
+        };
+        // 64 strips of 64 KiB, the superblocks and the largest ring.
+        let smallest = (6 << 20) + 65536;
         Self {
             devices,
             data,
@@ -78,9 +125,16 @@ impl Swarm {
             } else {
                 (8 + rng.below(12)) << 20
             },
-            windows: if full { 16 } else { 4 },
-            hosts: 1 + rng.below(6) as usize,
-            operations: 5 + rng.below(75),
+            // Any multiple of 4096; that of a batch's place decides which devices it goes to.
+            journal_bytes: (1 << 20) + rng.below(8) * 4096,
+            window_sectors: if scattered { 64 } else { 1024 },
+            windows: match (full, scattered) {
+                (true, _) => 16,
+                (_, true) => 64,
+                (false, false) => 4,
+            },
+            hosts,
+            operations,
             lives: 2 + rng.below(4) as usize,
             faulty,
             faults: Possible::draw(&chance),
@@ -88,30 +142,83 @@ impl Swarm {
             sector_bytes: if chance(20) { 4096 } else { 512 },
             cache_bytes: if chance(50) { 64 << 10 } else { 8 << 20 },
             map_cache_bytes: if chance(50) { 16 << 10 } else { 8 << 20 },
+            pause_ppm: if chance(40) { rng.below(500_000) as u32 } else { 0 },
+            pause_max: Duration::from_micros(200 << (2 * rng.below(7))),
+            slow_area: chance(40),
             full,
-            hot: !full && chance(30),
+            noise: full || matches!(load, Load::Churn { .. }) && chance(50),
+            load,
             lazy: chance(30),
             side_volumes: chance(25),
             cut_opens: chance(40),
         }
     }
 
+    /// Sectors that hosts use.
+    pub fn sectors(&self) -> u64 {
+        self.windows * self.window_sectors
+    }
+
+    /// Bytes from one window to the next.
+    fn window_stride(&self) -> u64 {
+        VOLUME_BYTES / self.windows / 4096 * 4096
+    }
+
+    /// Where a sector that hosts use lies in the volume.
+    pub fn offset_of(&self, sector: u64) -> u64 {
+        let within = sector % self.window_sectors * SECTOR as u64;
+        sector / self.window_sectors * self.window_stride() + within
+    }
+
+    /// The sectors that hosts use in a range of bytes.
+    pub fn sectors_in(&self, bytes: Range<u64>) -> impl Iterator<Item = u64> {
+        let (stride, sectors) = (self.window_stride(), self.window_sectors);
+        let windows = bytes.start / stride..bytes.end.div_ceil(stride).min(self.windows);
+        windows.flat_map(move |window| {
+            let sector =
+                |offset: u64| (offset.saturating_sub(window * stride) / SECTOR as u64).min(sectors);
+            window * sectors + sector(bytes.start)..window * sectors + sector(bytes.end)
+        })
+    }
+
+    /// Whether a write may fail for want of room.
+    pub fn may_be_full(&self) -> bool {
+        self.full || self.faults.full
+    }
+
+    /// What is slow on all devices in one life: the superblocks, the journal or the segments.
+    pub fn draw_slow_area(&self, rng: &SeededRng) -> SimFaults {
+        let slow_area = match rng.below(4) {
+            _ if !self.slow_area => 0..0,
+            0 | 1 => 0..JOURNAL_OFFSET,
+            2 => JOURNAL_OFFSET..JOURNAL_OFFSET + self.journal_bytes,
+            _ => JOURNAL_OFFSET + self.journal_bytes..self.device_bytes,
+        };
+        // A checkpoint reads and writes many segments, one after the other.
+        let doublings = if slow_area.start > JOURNAL_OFFSET { 6 } else { 9 };
+        let slow_area_by = Duration::from_micros(rng.below(500 << rng.below(doublings)));
+        SimFaults { slow_area, slow_area_by, ..SimFaults::default() }
+    }
+
     /// Faults for one misbehaving device and one life.
-    pub fn draw_faults(&self, rng: &SeededRng) -> SimFaults {
+    pub fn draw_faults(&self, rng: &SeededRng, rest: SimFaults) -> SimFaults {
         let ppm = |on: bool, most: u64| if on { rng.below(most) as u32 } else { 0 };
         let possible = &self.faults;
+        let often = if rng.chance(500_000) { 100_000 } else { 600_000 };
         SimFaults {
             read_error_ppm: ppm(possible.read_errors, 100_000),
             write_error_ppm: ppm(possible.write_errors, 20_000),
             flush_error_ppm: ppm(possible.flush_errors, 20_000),
-            lost_write_ppm: ppm(possible.lost_writes, 100_000),
-            misdirected_write_ppm: ppm(possible.misdirected, 100_000),
+            lost_write_ppm: ppm(possible.lost_writes, often),
+            misdirected_write_ppm: ppm(possible.misdirected, often),
             slow_ppm: ppm(possible.slow, 200_000),
             slow_by: Duration::from_millis(1 + rng.below(900)),
+            slow_read_ppm: ppm(possible.slow_reads, 500_000),
+            slow_read_by: Duration::from_millis(1 + rng.below(4_000)),
             hang_ppm: ppm(possible.hang, 5_000),
             full: possible.full && rng.chance(300_000),
             lies_about_flush: possible.lies && rng.chance(500_000),
-            ..SimFaults::default()
+            ..rest
         }
     }
 }
@@ -126,6 +233,7 @@ impl Possible {
             lost_writes: chance(25),
             misdirected: chance(25),
             slow: chance(20),
+            slow_reads: chance(20),
             hang: chance(10),
             gone: chance(20),
             absent: chance(35),

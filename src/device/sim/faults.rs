@@ -1,5 +1,6 @@
 //! What a simulated disk is like, what goes wrong with it, and what has happened to it.
 
+use std::ops::Range;
 use std::time::Duration;
 
 /// What does not change about a disk.
@@ -50,6 +51,14 @@ pub struct SimFaults {
     pub slow_ppm: u32,
     /// See `slow_ppm`.
     pub slow_by: Duration,
+    /// A read takes `slow_read_by` longer.
+    pub slow_read_ppm: u32,
+    /// See `slow_read_ppm`.
+    pub slow_read_by: Duration,
+    /// Every I/O that starts in this range of offsets takes `slow_area_by` longer.
+    pub slow_area: Range<u64>,
+    /// See `slow_area`.
+    pub slow_area_by: Duration,
     /// Added to every I/O.
     pub always_slow_by: Duration,
     /// All I/O fails with `DeviceFailed`. What is stored is there again when this ends.

@@ -54,6 +54,11 @@ impl Pages {
         self.0.len()
     }
 
+    /// Offset of the page that has `n` stored ones before it.
+    pub(super) fn nth(&self, n: u64) -> Option<u64> {
+        self.0.keys().nth(bytes_usize(n)).map(|page| page * PAGE_BYTES_U64)
+    }
+
     fn page(&mut self, page: u64) -> &mut [u8; PAGE_BYTES] {
         self.0.entry(page).or_insert_with(|| Box::new([0; PAGE_BYTES]))
     }
