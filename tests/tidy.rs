@@ -55,6 +55,7 @@ const UNSAFE_FILES: &[&str] = &["src/device/buffer.rs", "src/device/uring.rs"];
 
 /// Where the tokio runtime may be named: the rest runs on a simulated clock too.
 const RUNTIME_PLACES: &[&str] = &[
+    "src/env/coarse.rs",
     "src/env/tokio_env.rs",
     "src/device/",
     "src/target/",
