@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use weft::canary::Bug;
 use weft::canary::plant;
 
+use crate::OPEN;
 use crate::in_parallel;
 use crate::number;
 use crate::runner;
@@ -28,7 +29,8 @@ fn every_planted_bug_is_caught() {
     let seeds = number("CANARY_SEEDS").unwrap_or(SEEDS_MAX);
     in_parallel(&bugs, |bug| {
         plant(Some(*bug));
-        let caught = (0..seeds).find_map(|seed| Some((seed, runner::run(seed).err()?)));
+        let mut seeds = (0..seeds).filter(|seed| !OPEN.contains(seed));
+        let caught = seeds.find_map(|seed| Some((seed, runner::run(seed).err()?)));
         plant(None);
         match caught {
             Some((seed, what)) => println!("{bug:?}: caught by seed {seed}: {what}"),
