@@ -191,13 +191,16 @@ impl CatalogChange {
         serde_json::to_vec(self).expect("plain data always serialises")
     }
 
-    /// Reads a change back.
+    /// Reads a change back, whose record's checksum is right.
     ///
     /// # Errors
-    /// `Corrupt` if it is not one.
+    /// `Unsupported` if it is not one that this build knows.
     pub fn decode(json: &[u8]) -> Result<Self> {
-        serde_json::from_slice(json)
-            .map_err(|error| Error::new(ErrorKind::Corrupt, "decode catalog change").source(error))
+        serde_json::from_slice(json).map_err(|error| {
+            Error::new(ErrorKind::Unsupported, "decode catalog change")
+                .context("the journal holds a change that this build does not know; start the build that wrote it")
+                .source(error)
+        })
     }
 }
 
@@ -232,5 +235,7 @@ mod tests {
         assert!(catalog.volumes.is_empty() && catalog.layers[&3].dropping);
         assert_eq!(catalog.next_id, 4);
         assert_eq!(CatalogChange::decode(&create.encode()).expect("own JSON"), create);
+        let newer = CatalogChange::decode(br#"{"SplitVolume":{"id":1}}"#).expect_err("not known");
+        assert_eq!(newer.kind(), ErrorKind::Unsupported);
     }
 }

@@ -177,8 +177,7 @@ impl Engine {
     }
 
     fn apply_change(&self, record: &BufferedRecord) {
-        // Our own JSON, checked by the record's checksum: it decodes or this build is broken.
-        let change = CatalogChange::decode(&record.payload).expect("journalled by this format");
+        let change = CatalogChange::decode(&record.payload).expect("our own, or checked by open");
         let lsn = record.header.lsn;
         let mut catalog = self.catalog.lock();
         let head_of = |catalog: &Catalog, id: &u64| catalog.volumes.get(id).map(|v| v.head);

@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::Engine;
 use super::Layers;
 use super::catalog::Catalog;
+use super::catalog::CatalogChange;
 use super::catalog::MemberRecord;
 use super::checkpoint::CheckpointState;
 use super::checkpoint::ID_GRANT;
@@ -178,7 +179,13 @@ impl Engine {
         for device in &joined {
             pool.table.lock().strip_device(*device);
         }
-        let recovered = recovery::recover(&pool, &head).await?;
+        let mut recovered = recovery::recover(&pool, &head).await?;
+        recovered.records.retain(|record| record.header.lsn > loaded.cut);
+        // Before anything is written: another build can still open the pod as it is.
+        let changes = recovered.records.iter();
+        for record in changes.filter(|record| record.header.kind == RecordKind::CatalogChange) {
+            CatalogChange::decode(&record.payload)?;
+        }
         let epoch_start = recovery::epoch_start(&recovered);
         let (epoch, id_limit) = (head.epoch + 1, head.id_limit + ID_GRANT);
         pool.commit_superblock(|superblock| {
@@ -193,9 +200,7 @@ impl Engine {
         let engine = Arc::new(Self::assembled(env, pool, journal, epoch, options));
         engine.restore_catalog(loaded.catalog);
         for record in recovered.records {
-            if record.header.lsn > loaded.cut {
-                engine.replay(record);
-            }
+            engine.replay(record);
         }
         let mut mapper = Mapper::new(Arc::clone(&engine), loaded.cut, loaded.state);
         mapper.changed = !joined.is_empty();
