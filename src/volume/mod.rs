@@ -73,8 +73,9 @@ pub struct Extent {
 /// `OutOfRange` and changes nothing. Requests of zero length succeed.
 ///
 /// # Cancellation
-/// Dropping the future of a write that was polled at least once leaves it wholly done or wholly
-/// undone, and never releases its place in the order early. Other futures may be dropped freely.
+/// Dropping the future of a write leaves each of its parts, of the atomic size or less, wholly done
+/// or wholly undone, and what is done comes before all that is issued afterwards. Other futures may
+/// be dropped freely.
 pub trait Volume: Send + Sync {
     /// The name by which it is exported.
     fn name(&self) -> String;

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::Either;
+use futures_util::future::select;
 use weft::env::EnvRef;
 use weft::env::sim::Choose;
 use weft::env::sim::SeededRng;
@@ -55,6 +57,8 @@ pub enum Outcome {
 /// A host doing one thing after another.
 pub struct Host {
     pub rng: SeededRng,
+    /// By what it waits, if it gives some writes up.
+    pub patience: Option<EnvRef>,
     pub volume: VolumeRef,
     pub swarm: Rc<Swarm>,
     pub model: Rc<RefCell<Model>>,
@@ -133,8 +137,20 @@ impl Host {
     pub async fn write_sectors(&self, first: u64, sectors: u64) -> Result<Outcome, String> {
         let id = self.model.borrow_mut().issue(first, sectors, false, sectors <= 128);
         let bytes = Bytes::from(self.model.borrow().bytes(id));
-        let result = Arc::clone(&self.volume).write(self.swarm.offset_of(first), bytes).await;
-        self.acknowledge(id, result)
+        let write = Arc::clone(&self.volume).write(self.swarm.offset_of(first), bytes);
+        let Some(env) = self.patience.as_ref().filter(|_| self.rng.chance(300_000)) else {
+            return self.acknowledge(id, write.await);
+        };
+        // As when the host's connection is lost.
+        let patience = Duration::from_micros(self.rng.below(100 << self.rng.below(12)));
+        match select(write, env.sleep(patience)).await {
+            Either::Left((result, _)) => self.acknowledge(id, result),
+            Either::Right(((), write)) => {
+                drop(write);
+                self.model.borrow_mut().give_up(id);
+                Ok(Outcome::Done)
+            }
+        }
     }
 
     async fn zero(&self) -> Result<(), String> {

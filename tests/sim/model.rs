@@ -17,10 +17,19 @@ const NEVER: u64 = u64::MAX;
 struct Write {
     issued: u64,
     acked: u64,
+    /// When its host gave it up: what is not in the order of writes by then never is.
+    given_up: u64,
     zero: bool,
     first: u64,
     sectors: u64,
     atomic: bool,
+}
+
+impl Write {
+    /// By when it has its place in the order of writes, if it ever has.
+    fn ordered(&self) -> u64 {
+        self.acked.min(self.given_up)
+    }
 }
 
 /// The history of one volume.
@@ -58,8 +67,15 @@ pub fn content(id: u64, sector: u64, noise: bool, out: &mut [u8]) {
 
 impl Model {
     pub fn new(sectors: u64, noise: bool) -> Self {
-        let never_written =
-            Write { issued: 0, acked: 0, zero: true, first: 0, sectors, atomic: false };
+        let never_written = Write {
+            issued: 0,
+            acked: 0,
+            given_up: NEVER,
+            zero: true,
+            first: 0,
+            sectors,
+            atomic: false,
+        };
         Self {
             clock: 1,
             writes: BTreeMap::from([(0, never_written)]),
@@ -81,7 +97,10 @@ impl Model {
         let id = self.next_id;
         self.next_id += 1;
         let issued = self.tick();
-        self.writes.insert(id, Write { issued, acked: NEVER, zero, first, sectors, atomic });
+        self.writes.insert(
+            id,
+            Write { issued, acked: NEVER, given_up: NEVER, zero, first, sectors, atomic },
+        );
         for sector in first..first + sectors {
             self.sectors[sector as usize].push(id);
         }
@@ -110,13 +129,19 @@ impl Model {
             let (writes, retired) = (&self.writes, &mut self.retired[sector]);
             retired.retain(|(_, superseded)| *superseded >= oldest_read);
             self.sectors[sector].retain(|other| {
-                let stays = *other == id || writes[other].acked >= write.issued;
+                let stays = *other == id || writes[other].ordered() >= write.issued;
                 if !stays && oldest_read < now {
                     retired.push((*other, now));
                 }
                 stays
             });
         }
+    }
+
+    /// The host of a write gave it up: it is there or not, but it comes before what is issued now.
+    pub fn give_up(&mut self, id: u64) {
+        let now = self.tick();
+        self.writes.get_mut(&id).expect("issued").given_up = now;
     }
 
     /// A read begins; the token is for [`Model::check`].
@@ -192,7 +217,7 @@ impl Model {
         let (now, retired) = (&self.sectors[sector as usize], &self.retired[sector as usize]);
         let retired = || retired.iter().map(|(id, _)| id);
         let superseded = |id: &u64| {
-            let acked = self.writes[id].acked;
+            let acked = self.writes[id].ordered();
             now.iter().chain(retired()).any(|other| {
                 let other = &self.writes[other];
                 other.acked < begun && other.issued > acked
@@ -223,7 +248,7 @@ impl Model {
             }
             for (sector, other) in seen {
                 let inside = write.first <= *sector && *sector < write.first + write.sectors;
-                if inside && other != id && self.writes[other].acked < write.issued {
+                if inside && other != id && self.writes[other].ordered() < write.issued {
                     let newer_zero = self.sectors[*sector as usize].iter().any(|candidate| {
                         let candidate = &self.writes[candidate];
                         candidate.zero && candidate.acked >= write.issued

@@ -57,6 +57,8 @@ pub struct World {
     closing: Rc<Cell<bool>>,
     /// Where hosts that fill the pod go on.
     cursor: Rc<Cell<u64>>,
+    /// Hosts give up some writes.
+    impatient: bool,
     /// After a crash that split the pod: in how many lives the faulty devices are away.
     split: Cell<Option<u32>>,
     /// A split is being played out in this life: little is written.
@@ -122,6 +124,8 @@ impl World {
             failure: Rc::default(),
             closing: Rc::default(),
             cursor: Rc::default(),
+            // Not of `rng`, so that the other seeds stay what they were.
+            impatient: SeededRng::new(!seed).chance(200_000),
             split: Cell::default(),
             quiet: Cell::default(),
         }
@@ -345,6 +349,7 @@ impl World {
         let seed = self.seed ^ (number + 1) << 32 ^ self.rng.below(u64::MAX);
         Host {
             rng: SeededRng::new(seed),
+            patience: None,
             volume: pod.find("v").expect("created"),
             swarm: Rc::clone(&self.swarm),
             model: Rc::clone(&self.model),
@@ -358,7 +363,8 @@ impl World {
     fn start_hosts(&self, env: &EnvRef, pod: &Arc<Pod>) -> impl Future<Output = ()> + use<> {
         let (done, mut all_done) = tokio::sync::mpsc::channel::<()>(1);
         for number in 0..self.swarm.hosts {
-            let host = self.host(pod, number as u64);
+            let mut host = self.host(pod, number as u64);
+            host.patience = self.impatient.then(|| Arc::clone(env));
             let done = done.clone();
             let task_env = Arc::clone(env);
             env.spawn(Box::pin(async move {

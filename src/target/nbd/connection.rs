@@ -14,8 +14,9 @@
 //! * New requests are taken only while the outbox is not full, at most [`Limits::requests_max`]
 //!   are in flight and they hold at most [`Limits::bytes_max`]: a client that does not read
 //!   its replies, or asks for more than we can do, waits in its own socket.
-//! * When the connection ends, however it ends, writes in flight run to their end first
-//!   ([`Connection::drain`]).
+//! * When the connection is lost, so are the requests in flight: a write that has no place in the
+//!   order of writes yet is never done. The client may send it again on another connection and then
+//!   another to the same blocks, which an old one must not undo.
 
 use std::io;
 use std::pin::Pin;
@@ -148,14 +149,6 @@ impl<S: ByteStream> Connection<S> {
         Poll::Pending
     }
 
-    /// Lets writes in flight run to their end, unanswered. Reads are dropped.
-    pub async fn drain(self) {
-        drop(self.stream);
-        let mut writes: FuturesUnordered<InFlight> =
-            self.in_flight.into_iter().filter(InFlight::writes).collect();
-        while writes.next().await.is_some() {}
-    }
-
     /// Says goodbye after a clean end.
     pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stream.poll_close(cx)
@@ -263,6 +256,9 @@ impl<S: ByteStream> Connection<S> {
             received
         };
         Poll::Ready(match received {
+            Ok(0) if !self.in_flight.is_empty() => {
+                Err(End::Broken("connection closed with requests in flight"))
+            }
             Ok(0) if self.framing.at_boundary() && self.buffer.is_empty() => {
                 self.input_ended = true;
                 Ok(())

@@ -288,7 +288,6 @@ impl NbdTarget {
             End::Broken(reason) => tracing::info!(export, reason, "NBD client dropped"),
             End::Io(error) => tracing::info!(export, %error, "NBD connection lost"),
         }
-        connection.drain().await;
     }
 
     /// Drives the connection while watching for the end of the volume or of the node.

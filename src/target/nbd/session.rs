@@ -295,8 +295,7 @@ enum Outcome {
 /// A request being executed.
 ///
 /// # Cancellation
-/// Dropping it is dropping the volume's future: a write is then wholly done or wholly undone. The
-/// connection does not: it lets writes run to their end.
+/// Dropping it is dropping the volume's future: a write is then wholly done or wholly undone.
 pub struct InFlight {
     request: Request,
     /// Memory it may hold, in bytes: its payload or its reply.
@@ -316,12 +315,6 @@ impl InFlight {
     #[must_use]
     pub fn cost_bytes(&self) -> u64 {
         self.cost_bytes
-    }
-
-    /// Whether it changes the volume.
-    #[must_use]
-    pub fn writes(&self) -> bool {
-        self.request.command.writes()
     }
 }
 

@@ -118,7 +118,7 @@ impl Controller {
     /// Whether commands other than those of fabrics are served.
     #[must_use]
     pub fn ready(&self) -> bool {
-        self.registers.lock().status & (CSTS_READY | CSTS_FATAL) == CSTS_READY
+        self.registers.lock().serves()
     }
 
     /// For its connections, to learn of its end and of resets.
@@ -189,7 +189,7 @@ impl Controller {
     /// Admits an I/O queue; the error says why not.
     pub fn open_io_queue(&self, qid: u16) -> Result<(), QueueRefused> {
         let mut registers = self.registers.lock();
-        if registers.status & CSTS_READY == 0 {
+        if !registers.serves() {
             return Err(QueueRefused::NotReady);
         }
         if qid > registers.io_queues_granted {
@@ -201,9 +201,11 @@ impl Controller {
         Ok(())
     }
 
-    /// An I/O queue's connection has ended.
+    /// An I/O queue's connection has ended, and with it all its commands.
     pub fn close_io_queue(&self, qid: u16) {
-        self.registers.lock().io_queues.remove(&qid);
+        let mut registers = self.registers.lock();
+        registers.io_queues.remove(&qid);
+        registers.finish_reset();
     }
 
     /// Reads a property. (NVMe-oF 1.1, 3.4)
@@ -246,6 +248,23 @@ pub enum QueueRefused {
 }
 
 impl Registers {
+    fn enabled(&self) -> bool {
+        self.configuration & CC_ENABLE != 0
+    }
+
+    fn serves(&self) -> bool {
+        self.enabled() && self.status & (CSTS_READY | CSTS_FATAL) == CSTS_READY
+    }
+
+    /// A disabled controller says that it is not ready once no I/O queue is left: the host then
+    /// sends its commands again, and an old one that ran on could undo what comes after.
+    /// (NVMe Base 1.4, 3.1.6, RDY)
+    fn finish_reset(&mut self) {
+        if !self.enabled() && self.io_queues.is_empty() {
+            self.status &= !CSTS_READY;
+        }
+    }
+
     /// Takes a new value of CC; true if it was a reset. Everything acknowledged is durable, so a
     /// shutdown has nothing to wait for. (NVMe Base 1.4, 3.1.5, 7.6.2)
     fn configure(&mut self, value: u32, kind: Kind) -> bool {
@@ -264,7 +283,8 @@ impl Registers {
         }
         if enabled(old) && !enabled(value) {
             self.configuration = 0;
-            self.status = 0;
+            self.status &= CSTS_READY;
+            self.finish_reset();
             return true;
         }
         false
@@ -313,7 +333,10 @@ mod tests {
         assert_eq!(controller.set_property(CC, false, 0x0046_0000), Ok(true));
         assert!(!controller.ready());
         assert_eq!(life.borrow().resets, 1);
+        assert_eq!(controller.property(CSTS, false), Ok(1), "a queue is left");
+        assert_eq!(controller.open_io_queue(2), Err(QueueRefused::NotReady));
         controller.close_io_queue(1);
+        assert_eq!(controller.property(CSTS, false), Ok(0));
         assert_eq!(controller.grant_io_queues(4), Ok(4));
         assert_eq!(controller.grant_io_queues(1000), Ok(IO_QUEUES_MAX));
     }

@@ -229,14 +229,6 @@ pub enum Outcome {
     Done,
 }
 
-impl Work {
-    /// Whether it changes the volume.
-    #[must_use]
-    pub fn writes(&self) -> bool {
-        matches!(self, Self::Write(_))
-    }
-}
-
 impl Future for Work {
     type Output = Result<Outcome, Status>;
 

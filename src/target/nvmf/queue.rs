@@ -435,19 +435,11 @@ impl Drop for Queue {
 /// A command being executed.
 ///
 /// # Cancellation
-/// As [`Work`]. Transports let writes run to their end.
+/// As [`Work`].
 pub struct InFlight {
     cid: u16,
     bytes_written: u64,
     work: Work,
-}
-
-impl InFlight {
-    /// Whether it changes the volume.
-    #[must_use]
-    pub fn writes(&self) -> bool {
-        self.work.writes()
-    }
 }
 
 impl Future for InFlight {

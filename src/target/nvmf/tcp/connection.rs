@@ -16,8 +16,9 @@
 //! * A host has at most [`Queue::depth`] commands outstanding; one more ends the connection.
 //!   Commands that move data are begun, and data is asked for, only while those begun hold at most
 //!   [`Limits::bytes_max`]; the others wait here, in order.
-//! * When the connection ends, however it ends, writes in flight run to their end first
-//!   ([`Connection::drain`]).
+//! * When the connection ends, so do the commands in flight: a write that has no place in the order
+//!   of writes yet is never done. The host may send it again elsewhere and then another to the same
+//!   blocks, which an old one must not undo.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -118,11 +119,12 @@ pub struct Connection<S> {
     buffer: Vec<u8>,
     parsed: usize,
     framing: Framing,
+    /// Before `queue`, whose end says that no command is left.
+    in_flight: FuturesUnordered<Running>,
     queue: Queue,
     out: Outbox,
     /// The stream may hold sent bytes back until flushed.
     unflushed: bool,
-    in_flight: FuturesUnordered<Running>,
     waiting: VecDeque<Waiting>,
     /// Data of commands begun or granted.
     busy_bytes: u64,
@@ -197,17 +199,6 @@ impl<S: ByteStream> Connection<S> {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
-    }
-
-    /// Lets writes in flight run to their end, unanswered. Reads are dropped, and the queue with
-    /// its controller is gone at once.
-    pub async fn drain(self) {
-        let Self { stream, queue, in_flight, .. } = self;
-        drop(stream);
-        drop(queue);
-        let mut writes: FuturesUnordered<Running> =
-            in_flight.into_iter().filter(|running| running.command.writes()).collect();
-        while writes.next().await.is_some() {}
     }
 
     /// Says goodbye after a clean end.
@@ -419,7 +410,11 @@ impl<S: ByteStream> Connection<S> {
             received
         };
         Poll::Ready(match received {
-            Ok(0) if self.framing.at_boundary() && self.buffer.is_empty() => {
+            Ok(0)
+                if self.in_flight.is_empty()
+                    && self.framing.at_boundary()
+                    && self.buffer.is_empty() =>
+            {
                 self.stop();
                 Ok(())
             }

@@ -193,7 +193,6 @@ impl NvmeTcpTarget {
             }
             End::Io(error) => tracing::debug!(%error, "NVMe connection lost"),
         }
-        connection.drain().await;
     }
 
     /// Serves until a queue is connected, or to an earlier end.
@@ -239,10 +238,17 @@ impl NvmeTcpTarget {
         let mut deadline = None;
         loop {
             let Life { ended, resets } = *life.borrow_and_update();
-            let over = ended || (!is_admin && resets != resets_before);
-            if deadline.is_none() && (over || *stopping.borrow_and_update()) {
+            if !is_admin && resets != resets_before {
+                return End::Clean;
+            }
+            let node_stops = *stopping.borrow_and_update();
+            if node_stops && deadline.is_none() {
                 connection.stop();
                 deadline = Some(time::Instant::now() + self.options.shutdown_timeout);
+            }
+            // A stopping node closes admin queues too, and still answers what is in flight.
+            if ended && !node_stops {
+                return End::Clean;
             }
             if is_admin {
                 connection.send_events();
@@ -251,7 +257,7 @@ impl NvmeTcpTarget {
                 biased;
                 end = poll_fn(|cx| connection.poll_serve(cx)) => return end,
                 // The senders live in the controller and in `self`, so these end by changes only.
-                _ = life.changed(), if deadline.is_none() => {}
+                _ = life.changed() => {}
                 _ = stopping.changed(), if deadline.is_none() => {}
                 () = changed(&mut changes), if is_admin => {}
                 () = time::sleep_until(look_at), if is_admin && deadline.is_none() => {
