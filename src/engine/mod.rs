@@ -193,7 +193,11 @@ impl Engine {
                     layer.dropping.store(true, Ordering::Release);
                 }
             }
-            CatalogChange::CreateVolume(_) | CatalogChange::ResizeVolume { .. } => {}
+            CatalogChange::CreateVolume(_)
+            | CatalogChange::ResizeVolume { .. }
+            | CatalogChange::SetVolumeHosts { .. }
+            | CatalogChange::AddHost(_)
+            | CatalogChange::RemoveHost { .. } => {}
         }
         catalog.apply(lsn.0, &change);
     }

@@ -1,6 +1,7 @@
 //! A volume of a pod: bytes to blocks, the order of overlapping requests, and the
 //! read-modify-write of partial blocks.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -9,17 +10,20 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use bytes::BytesMut;
+use parking_lot::RwLock;
 use uuid::Uuid;
 
 use super::Extent;
 use super::Piece;
 use super::Volume;
 use super::ZeroMode;
+use super::pieces_equal;
 use super::pod::VolumeInfo;
 use crate::engine::Engine;
 use crate::engine::block_status::BlockState;
 use crate::engine::catalog::VolumeRecord;
 use crate::engine::layer::Layer;
+use crate::engine::range_lock::RangeGuard;
 use crate::engine::range_lock::RangeLock;
 use crate::engine::read::BlockPiece;
 use crate::engine::write::ATOMIC_WRITE_BYTES;
@@ -42,11 +46,13 @@ const KEEP_ALLOCATED_BYTES_MAX: u64 = 64 << 20;
 pub struct PodVolume {
     engine: Arc<Engine>,
     layer: Arc<Layer>,
-    /// As created; the size is in `size_bytes`.
+    /// As created; the size is in `size_bytes`, the hosts in `hosts`.
     record: VolumeRecord,
     size_bytes: AtomicU64,
     /// In units of blocks.
     ranges: Arc<RangeLock>,
+    /// The only hosts it is served to, by NQN; `None`: all.
+    hosts: RwLock<Option<BTreeSet<String>>>,
     closed: AtomicBool,
 }
 
@@ -86,6 +92,7 @@ impl PodVolume {
             layer,
             size_bytes: AtomicU64::new(record.size_bytes),
             record: record.clone(),
+            hosts: RwLock::new(record.hosts.clone()),
             ranges: Arc::default(),
             closed: AtomicBool::new(false),
         }
@@ -102,7 +109,18 @@ impl PodVolume {
             logical_block_bytes: self.record.logical_block_bytes,
             read_only: self.record.read_only,
             allocated_bytes: self.layer.mapped_blocks.load(Ordering::Relaxed) * BLOCK_BYTES_U64,
+            hosts: self.hosts.read().clone(),
         }
+    }
+
+    /// The new list is durable.
+    pub fn set_hosts(&self, hosts: Option<BTreeSet<String>>) {
+        *self.hosts.write() = hosts;
+    }
+
+    /// The host is gone for good.
+    pub fn remove_host(&self, nqn: &str) {
+        self.hosts.write().as_mut().map(|hosts| hosts.remove(nqn));
     }
 
     /// The resize is durable.
@@ -146,8 +164,29 @@ impl PodVolume {
     async fn write_range(&self, offset: u64, data: Bytes) -> Result<()> {
         let span = BlockSpan::of(offset, bytes_u64(data.len()));
         let hold = Arc::new(self.ranges.acquire(span.range()).await);
+        self.write_held(&span, hold, data).await
+    }
+
+    async fn compare_and_write_range(
+        &self,
+        offset: u64,
+        expected: &[u8],
+        data: Bytes,
+    ) -> Result<bool> {
+        let bytes = bytes_u64(data.len());
+        let span = BlockSpan::of(offset, bytes);
+        let hold = Arc::new(self.ranges.acquire(span.range()).await);
+        let stored = self.read_range(offset, bytes).await?;
+        if !pieces_equal(&stored, expected) {
+            return Ok(false);
+        }
+        self.write_held(&span, hold, data).await.map(|()| true)
+    }
+
+    /// Writes bytes that begin in the span's first block. `hold` is the range lock on it.
+    async fn write_held(&self, span: &BlockSpan, hold: Arc<RangeGuard>, data: Bytes) -> Result<()> {
         let whole = span.blocks() * BLOCK_BYTES_U64 == bytes_u64(data.len());
-        let data = if whole { data } else { self.widen(&span, data).await? };
+        let data = if whole { data } else { self.widen(span, data).await? };
         self.engine.write(&self.layer, hold, Lba(span.first), &data).await
     }
 
@@ -264,6 +303,11 @@ impl Volume for PodVolume {
         self.record.read_only
     }
 
+    fn admits(&self, host: Option<&str>) -> bool {
+        let hosts = self.hosts.read();
+        hosts.as_ref().is_none_or(|hosts| host.is_some_and(|host| hosts.contains(host)))
+    }
+
     fn atomic_write_bytes(&self) -> u32 {
         u32::try_from(ATOMIC_WRITE_BYTES).expect("64 KiB")
     }
@@ -298,6 +342,29 @@ impl Volume for PodVolume {
                 return Ok(());
             }
             self.write_range(offset, data).await
+        })
+    }
+
+    fn compare_and_write(
+        self: Arc<Self>,
+        offset: u64,
+        expected: Bytes,
+        data: Bytes,
+    ) -> LocalBoxFuture<Result<bool>> {
+        const OP: &str = "compare and write";
+        Box::pin(async move {
+            self.check_write(offset, bytes_u64(data.len()), OP)?;
+            if expected.len() != data.len() {
+                return Err(Error::new(ErrorKind::InvalidRequest, OP).context(format_args!(
+                    "{} bytes to compare and {} to write",
+                    expected.len(),
+                    data.len()
+                )));
+            }
+            if data.is_empty() {
+                return Ok(true);
+            }
+            self.compare_and_write_range(offset, &expected, data).await
         })
     }
 

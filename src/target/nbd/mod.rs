@@ -163,8 +163,8 @@ impl NbdTarget {
         exports.iter().map(|(name, counters)| (name.clone(), Arc::clone(counters))).collect()
     }
 
-    /// Ends sessions of volumes that are closed by now. Call it after deleting one: sessions in
-    /// use notice by themselves, idle ones do not.
+    /// Ends sessions of volumes that are closed by now, or not for NBD any more. Call it after
+    /// deleting one: sessions in use notice by themselves, idle ones do not.
     pub fn sweep(&self) {
         self.signal.send_modify(|signal| signal.sweeps += 1);
     }
@@ -301,7 +301,7 @@ impl NbdTarget {
         loop {
             // Before waiting for a change: one may have come during the handshake.
             let stopping = signal.borrow_and_update().stopping;
-            if deadline.is_none() && (stopping || connection.session().volume_closed()) {
+            if deadline.is_none() && (stopping || connection.session().volume_gone()) {
                 connection.session().end();
                 deadline = Some(time::Instant::now() + self.options.shutdown_timeout);
             }

@@ -31,6 +31,7 @@ use crate::target::nvmf::subsystem::Subsystem;
 use crate::target::nvmf::tcp::connection::Connection;
 use crate::target::nvmf::tcp::connection::End;
 use crate::target::nvmf::tcp::connection::Limits;
+use crate::target::nvmf::transport::Path;
 use crate::target::stream::ByteStream;
 use crate::target::stream::Socket;
 use crate::units::bytes_usize;
@@ -168,8 +169,8 @@ impl NvmeTcpTarget {
     }
 
     async fn serve_socket(&self, socket: Socket, mut stopping: watch::Receiver<bool>) {
-        let portal = portal(&socket);
-        let queue = Queue::new(Arc::clone(&self.subsystem), portal);
+        let path = path(&socket);
+        let queue = Queue::new(Arc::clone(&self.subsystem), path);
         let limits = Limits { bytes_max: self.options.bytes_max };
         let mut connection = Connection::new(socket, queue, limits);
         let end = match self.until_connected(&mut connection, &mut stopping).await {
@@ -289,11 +290,15 @@ async fn changed(changes: &mut watch::Receiver<u64>) {
     }
 }
 
-/// Our address as the host used it. Unix sockets, which only tests use, have none.
-fn portal(socket: &Socket) -> SocketAddr {
-    let local = match socket {
-        Socket::Tcp(stream) => stream.local_addr().ok(),
-        Socket::Unix(_) => None,
-    };
-    local.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 4420)))
+/// Both ends. Unix sockets, which only tests use, are taken for loopback; a TCP host whose address
+/// cannot be told is taken for remote.
+fn path(socket: &Socket) -> Path {
+    let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 4420));
+    match socket {
+        Socket::Tcp(stream) => Path {
+            portal: stream.local_addr().unwrap_or(here),
+            host: stream.peer_addr().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.ip()),
+        },
+        Socket::Unix(_) => Path { portal: here, host: here.ip() },
+    }
 }
