@@ -68,6 +68,9 @@ pub struct Listener {
     pub transport: String,
     /// `127.0.0.1:10809`, or the absolute path of a Unix socket.
     pub address: String,
+    /// Whether hosts can or must encrypt.
+    #[serde(default)]
+    pub tls: bool,
 }
 
 /// A pod: devices, and volumes with one writer.

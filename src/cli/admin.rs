@@ -16,6 +16,7 @@ use weft_api::VolumeHosts;
 
 use super::Command;
 use super::DeviceCommand;
+use super::ExportCommand;
 use super::Format;
 use super::HostCommand;
 use super::OutputArguments;
@@ -23,6 +24,7 @@ use super::PodCommand;
 use super::VolumeCommand;
 use super::exit::FAILED;
 use super::exit::Failure;
+use super::export::Export;
 use super::output;
 use super::output::Table;
 use super::output::facts;
@@ -45,6 +47,12 @@ pub(super) fn run(command: Command, socket: &Path) -> Result<(), Failure> {
             show(&output, &devices, |devices| device_table(devices))
         }
         Command::Volume(command) => volume(command, socket),
+        Command::Export(ExportCommand::Show { name, output }) => {
+            let (status, volume) = ask(socket, async |client| {
+                Ok((client.status().await?, client.volume(&name).await?))
+            })?;
+            show(&output, &Export::new(&status, &volume), Export::text)
+        }
         Command::Host(command) => host(command, socket),
     }
 }

@@ -21,6 +21,7 @@ use crate::units;
 mod admin;
 mod banner;
 mod exit;
+mod export;
 mod output;
 mod serve;
 
@@ -132,6 +133,9 @@ enum Command {
     /// Volumes; each is an NBD export of its name and an NVMe namespace of its number
     #[command(subcommand, after_help = EXIT_CODES)]
     Volume(VolumeCommand),
+    /// How hosts get at a volume
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Export(ExportCommand),
     /// Hosts that may connect over NVMe from anywhere
     #[command(subcommand, after_help = EXIT_CODES)]
     Host(HostCommand),
@@ -218,6 +222,17 @@ enum VolumeCommand {
     /// Delete a volume and all its data, at once and for ever
     Delete {
         /// Its name
+        name: String,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ExportCommand {
+    /// Print ready lines for nvme-cli, nbd-client, nbdtab, fstab and qemu
+    Show {
+        /// The volume's name
         name: String,
         #[command(flatten)]
         output: OutputArguments,

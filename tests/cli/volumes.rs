@@ -69,6 +69,10 @@ fn hosts_are_added_and_a_volume_is_for_some_of_them() {
     assert_eq!(shown["hosts"], serde_json::json!([nqn]));
     assert!(node.weft(&["volume", "show", "vol0"]).out.contains(nqn));
     assert_eq!(export(), ERROR_POLICY, "clients of NBD have no name");
+    let shown = node.json(&["export", "show", "vol0"]);
+    assert_eq!(shown["nbd"], serde_json::json!([]));
+    assert_eq!(shown["nvme"][0]["config_json"][0]["hostnqn"], nqn);
+    assert!(node.weft(&["export", "show", "vol0"]).out.contains("not served over NBD"));
     assert_eq!(node.weft(&["host", "remove", nqn]).code, Some(0));
     assert_eq!(node.json(&["volume", "show", "vol0"])["hosts"], serde_json::json!([]));
     assert_eq!(export(), ERROR_POLICY, "an empty list admits nobody");
@@ -86,6 +90,7 @@ fn every_refusal_has_its_exit_code() {
         (4, &["volume", "show", "nope"], "not found"),
         (4, &["volume", "resize", "nope", "--size", "1GiB"], "not found"),
         (4, &["volume", "delete", "nope"], "not found"),
+        (4, &["export", "show", "nope"], "not found"),
         (2, &["volume", "resize", "vol0", "--size", "1GiB"], "smaller"),
         (2, &["volume", "create", "a/b", "--size", "1GiB"], "'a/b'"),
         (2, &["volume", "create", "a", "--size", "1000"], "multiple of 4 KiB"),
