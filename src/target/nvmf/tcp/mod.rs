@@ -25,6 +25,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time;
 
+use crate::target::handshakes::Handshakes;
 use crate::target::nvmf::controller::Life;
 use crate::target::nvmf::queue::Queue;
 use crate::target::nvmf::subsystem::Subsystem;
@@ -97,7 +98,7 @@ pub struct NvmeTcpTarget {
     subsystem: Arc<Subsystem>,
     options: NvmeTcpOptions,
     counters: TargetCounters,
-    handshakes_open: AtomicU64,
+    handshakes: Arc<Handshakes>,
     stopping: watch::Sender<bool>,
 }
 
@@ -123,9 +124,9 @@ impl NvmeTcpTarget {
     pub fn new(subsystem: Arc<Subsystem>, options: NvmeTcpOptions) -> Self {
         Self {
             subsystem,
+            handshakes: Handshakes::new(options.handshakes_max),
             options,
             counters: TargetCounters::default(),
-            handshakes_open: AtomicU64::new(0),
             stopping: watch::Sender::default(),
         }
     }
@@ -202,11 +203,7 @@ impl NvmeTcpTarget {
         connection: &mut Connection<S>,
         stopping: &mut watch::Receiver<bool>,
     ) -> Option<End> {
-        let _slot = Open::new(&self.handshakes_open);
-        if bytes_usize(self.handshakes_open.load(Ordering::Relaxed)) > self.options.handshakes_max {
-            self.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
-            return Some(End::Clean);
-        }
+        let mut slot = self.handshakes.begin();
         let connected = poll_fn(|cx| match connection.poll_serve(cx) {
             Poll::Ready(end) => Poll::Ready(Some(end)),
             Poll::Pending if connection.queue().controller().is_some() => Poll::Ready(None),
@@ -216,6 +213,7 @@ impl NvmeTcpTarget {
             biased;
             ended = connected => ended,
             _ = stopping.wait_for(|stopping| *stopping) => Some(End::Clean),
+            () = slot.evicted() => Some(End::Clean),
             () = time::sleep(self.options.handshake_timeout) => {
                 Some(End::Io(io::ErrorKind::TimedOut.into()))
             }
