@@ -7,6 +7,7 @@ started is stopped by its pid, and the directories made are removed, however a s
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,7 +23,7 @@ CLIENT_CPU = "1"
 MIB = 1 << 20
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WEFT = os.path.join(ROOT, "target", "release", "weft")
-NBD_LOAD = os.path.join(ROOT, "target", "release", "examples", "nbd_load")
+EXAMPLES = os.path.join(ROOT, "target", "release", "examples")
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -226,6 +227,19 @@ def fio_nbd(server, mode, depth, seconds, span, compressible=50):
     time.sleep(0.1)  # a forking server has to collect its child first
     result["cpu"] = (server.cpu_seconds() - before) * 1e6 / max(result["ios"], 1)
     return result
+
+
+def generate(name, server, arguments, seconds):
+    """Runs one of our generators on the client's processor; its figures as a dictionary."""
+    command = [os.path.join(EXAMPLES, name), *arguments, "--seconds", str(seconds),
+               "--server-pid", str(server.pid)]
+    text = subprocess.check_output(pinned(CLIENT_CPU, command)).decode()
+    figures = {
+        "iops": r"([\d.]+) requests/s", "p50": r"p50 ([\d.]+) us", "p99": r"p99 ([\d.]+) us",
+        "own": r"([\d.]+) us of own CPU", "cpu": r"([\d.]+) us of server CPU",
+        "busy": r"server ([\d.]+) % busy",
+    }
+    return {name: float(re.search(pattern, text).group(1)) for name, pattern in figures.items()}
 
 
 def medians(results):

@@ -50,15 +50,10 @@ def compare(report, section, label, results, bounds):
 
 
 def own_load(server, depth, seconds, span, write=False):
-    """Our pipelined generator; its figures as a dictionary."""
-    command = [lab.NBD_LOAD, "--unix", server.socket, "--name", server.export, "--depth", str(depth),
-               "--seconds", str(seconds), "--span", str(span), "--poll", "--no-fill",
-               "--server-pid", str(server.pid)]
-    command += ["--write"] if write else []
-    text = subprocess.check_output(lab.pinned(lab.CLIENT_CPU, command)).decode()
-    found = re.match(r"([\d.]+) requests/s, ([\d.]+) us .*server ([\d.]+) % busy", text)
-    iops, cpu, busy = map(float, found.groups())
-    return {"iops": iops, "cpu": cpu, "busy": busy}
+    """Our pipelined NBD generator over the Unix socket."""
+    arguments = ["--unix", server.socket, "--name", server.export, "--depth", str(depth),
+                 "--span", str(span), "--poll", "--no-fill"]
+    return lab.generate("nbd_load", server, arguments + (["--write"] if write else []), seconds)
 
 
 def ram(report, settings):
