@@ -5,8 +5,9 @@
 //! `cargo run --release --example tcp_copy -- serve --listen 127.0.0.1:9000 --span 256MiB`
 //! `cargo run --release --example tcp_copy -- load --tcp 127.0.0.1:9000 --depth 128`
 //!
-//! A request is 16 bytes: tag, length, offset. A reply is 8, tag and length, and the data. All that
-//! have arrived are answered in one send, as our targets do. One connection at a time.
+//! A request is 16 bytes: tag, length, offset. A reply is 8, tag and length, and the data. One
+//! thread serves all connections: whatever requests one receive brings are answered in one send, as
+//! our targets do.
 
 use std::io;
 use std::io::IoSlice;
@@ -15,10 +16,13 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::Subcommand;
+use rustix::event::epoll;
+use weft::units::bytes_usize;
 
 mod load;
 
@@ -29,10 +33,14 @@ use load::Protocol;
 use load::Reply;
 use load::Request;
 
+/// What a server says first.
+const GREETING: &[u8; 8] = b"TCPCOPY\n";
 const REQUEST_BYTES: usize = 16;
 const REPLY_BYTES: usize = 8;
 /// Requests answered in one send (UIO_MAXIOV, with two vectors each).
 const BATCH_REQUESTS: usize = 512;
+/// Connections asked for at once.
+const CONNECTIONS_READY_MAX: usize = 128;
 
 #[derive(Parser)]
 struct Arguments {
@@ -76,9 +84,17 @@ fn main() -> ExitCode {
 }
 
 fn measure(server: SocketAddr, options: &LoadOptions) -> io::Result<()> {
-    let stream = load::connect_tcp(server)?;
-    let connection = Connection::new(Box::new(stream), Copies, options.depth);
-    Load::new(vec![connection], options).measure(false)
+    let connect = |_| {
+        let mut stream = load::connect_tcp(server)?;
+        let mut greeting = [0; GREETING.len()];
+        stream.read_exact(&mut greeting)?;
+        if greeting != *GREETING {
+            return Err(io::Error::other("this is no tcp_copy server"));
+        }
+        Ok(Connection::new(Box::new(stream), Copies, options.depth))
+    };
+    let connections = (0..options.connections).map(connect);
+    Load::new(connections.collect::<io::Result<_>>()?, options).measure(false)
 }
 
 struct Copies;
@@ -103,44 +119,73 @@ fn serve(listen: SocketAddr, span: u64) -> io::Result<()> {
     // Not of one value: pages of zeroes would all be the same one.
     let memory: Vec<u8> = (0..span).map(|at| (at >> 8).to_le_bytes()[0] | 1).collect();
     let listener = TcpListener::bind(listen)?;
-    println!("serves on {}", listener.local_addr()?);
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let watch = |socket: &dyn AsFd, number: u64| {
+        let data = epoll::EventData::new_u64(number);
+        epoll::add(&epoll, socket.as_fd(), data, epoll::EventFlags::IN)
+    };
+    // The listener is number 0; connections keep theirs for ever.
+    watch(&listener, 0)?;
+    let mut clients = vec![None];
+    let mut events = Vec::with_capacity(CONNECTIONS_READY_MAX);
     loop {
-        let (stream, _) = listener.accept()?;
-        stream.set_nodelay(true)?;
-        if let Err(error) = answer(stream, &memory) {
-            eprintln!("{error}");
+        epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), None)?;
+        for event in events.drain(..) {
+            let number = event.data.u64();
+            if number == 0 {
+                let client = Client::accept(&listener)?;
+                watch(&client.stream, clients.len() as u64)?;
+                clients.push(Some(client));
+                continue;
+            }
+            let place = &mut clients[bytes_usize(number)];
+            if place.as_mut().is_some_and(|client| client.answer(&memory).is_err()) {
+                *place = None;
+            }
         }
     }
 }
 
-/// Answers one client until it closes.
-fn answer(mut stream: TcpStream, memory: &[u8]) -> io::Result<()> {
-    let mut buffer = vec![0; BATCH_REQUESTS * REQUEST_BYTES];
-    let mut held = 0;
-    loop {
-        let received = stream.read(&mut buffer[held..])?;
+/// A connection of the server, on which sends may block and receives are announced.
+struct Client {
+    stream: TcpStream,
+    /// Requests received, of which the first `held` bytes count.
+    buffer: Vec<u8>,
+    held: usize,
+}
+
+impl Client {
+    fn accept(listener: &TcpListener) -> io::Result<Self> {
+        let (mut stream, _) = listener.accept()?;
+        stream.set_nodelay(true)?;
+        stream.write_all(GREETING)?;
+        Ok(Self { stream, buffer: vec![0; BATCH_REQUESTS * REQUEST_BYTES], held: 0 })
+    }
+
+    /// Receives once and answers what is whole.
+    fn answer(&mut self, memory: &[u8]) -> io::Result<()> {
+        let received = self.stream.read(&mut self.buffer[self.held..])?;
         if received == 0 {
-            return Ok(());
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        held += received;
-        let whole = held / REQUEST_BYTES * REQUEST_BYTES;
-        let requests = buffer[..whole].chunks_exact(REQUEST_BYTES);
-        let heads: Vec<&[u8]> = requests.map(|request| &request[..REPLY_BYTES]).collect();
-        let mut slices = Vec::with_capacity(2 * heads.len());
-        for (head, request) in heads.iter().zip(buffer.chunks_exact(REQUEST_BYTES)) {
-            let (length, offset) = request[4..].split_at(4);
-            let length = u32::from_le_bytes(length.try_into().expect("4 bytes")) as usize;
+        self.held += received;
+        let whole = self.held / REQUEST_BYTES * REQUEST_BYTES;
+        let mut slices = Vec::with_capacity(2 * BATCH_REQUESTS);
+        for request in self.buffer[..whole].chunks_exact(REQUEST_BYTES) {
+            let (head, offset) = request.split_at(REPLY_BYTES);
+            let length = u32::from_le_bytes(head[4..].try_into().expect("4 bytes")) as usize;
             let offset = u64::from_le_bytes(offset.try_into().expect("8 bytes"));
-            let data = usize::try_from(offset).ok().and_then(|at| memory.get(at..)?.get(..length));
+            let data = memory.get(bytes_usize(offset)..).and_then(|data| data.get(..length));
             slices.push(IoSlice::new(head));
             slices.push(IoSlice::new(data.ok_or(io::ErrorKind::InvalidInput)?));
         }
         let mut unsent = slices.as_mut_slice();
         while !unsent.is_empty() {
-            let sent = stream.write_vectored(unsent)?;
+            let sent = self.stream.write_vectored(unsent)?;
             IoSlice::advance_slices(&mut unsent, sent);
         }
-        buffer.copy_within(whole..held, 0);
-        held -= whole;
+        self.buffer.copy_within(whole..self.held, 0);
+        self.held -= whole;
+        Ok(())
     }
 }
