@@ -1,12 +1,14 @@
 """What every section of `scripts/bench` shares: servers, clients, medians and the report.
 
-Servers run on the first processor and clients on the second, over Unix sockets alone. Everything
-started is stopped by its pid, and the directories made are removed, however a section ends.
+Servers run on the first processor and clients on the second, over Unix sockets, or over TCP on
+loopback where a section says so. Everything started is stopped by its pid, and the directories made are removed, however a section ends.
 """
 
 import contextlib
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import socket
@@ -22,7 +24,7 @@ CLIENT_CPU = "1"
 MIB = 1 << 20
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WEFT = os.path.join(ROOT, "target", "release", "weft")
-NBD_LOAD = os.path.join(ROOT, "target", "release", "examples", "nbd_load")
+EXAMPLES = os.path.join(ROOT, "target", "release", "examples")
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -75,8 +77,11 @@ def pinned(cpu, command):
 class Server:
     """A server process on the server's processor; `with` stops it."""
 
+    greeting = b"NBDMAGIC"
+
     def __init__(self, name, command, sock, log, export="", pid_file=None):
-        """`pid_file` is of one that insists on running in the background."""
+        """`sock` is a path, or a port of 127.0.0.1; `pid_file` is of one that insists on running in
+        the background."""
         self.name = name
         self.socket = sock
         self.export = export
@@ -96,14 +101,21 @@ class Server:
     def __exit__(self, *_exc):
         self.stop()
 
+    def connected(self):
+        """A socket connected to the server."""
+        if isinstance(self.socket, int):
+            return socket.create_connection(("127.0.0.1", self.socket), timeout=5)
+        connected = socket.socket(socket.AF_UNIX)
+        connected.settimeout(5)
+        connected.connect(self.socket)
+        return connected
+
     def wait_serving(self, seconds=60):
         """Waits for a greeting on the socket; returns the seconds since the start."""
         while True:
             with contextlib.suppress(OSError):
-                with socket.socket(socket.AF_UNIX) as probe:
-                    probe.settimeout(5)
-                    probe.connect(self.socket)
-                    if probe.recv(8) == b"NBDMAGIC":
+                with self.connected() as probe:
+                    if probe.recv(8) == self.greeting:
                         if self.pid_file:
                             with open(self.pid_file, encoding="ascii") as file:
                                 self.pid = int(file.read())
@@ -148,19 +160,25 @@ class Server:
 
 
 class Weft(Server):
-    """A node with one data-plane thread on `data`; what is there is opened again."""
+    """A node with one data-plane thread on `data`; what is there is opened again.
 
-    def __init__(self, data, device_size="2GiB", pod="", cache="1GiB", api=True):
+    With `tcp` it also serves NBD and NVMe on ports of 127.0.0.1.
+    """
+
+    def __init__(self, data, device_size="2GiB", pod="", cache="1GiB", api=True, tcp=False,
+                 polling_us=0):
         self.data = data
+        self.nbd_tcp, self.nvme_tcp = (f"127.0.0.1:{free_port()}" if tcp else "" for _ in range(2))
         config = os.path.join(data, "bench.toml")
         with open(config, "w", encoding="utf-8") as file:
             file.write(
                 f'data_dir = "{data}/node"\n'
                 f'[pod]\ndevice_size = "{device_size}"\n{pod}\n'
                 f'[memory]\ncache = "{cache}"\n'
-                '[nbd]\nlisten = []\n'
-                '[nvme_tcp]\nlisten = []\ndiscovery = []\n'
-                '[threads]\ndata_plane = 1\n'
+                f'[nbd]\nlisten = {json.dumps([self.nbd_tcp] if tcp else [])}\n'
+                f'[nvme_tcp]\nlisten = {json.dumps([self.nvme_tcp] if tcp else [])}\n'
+                'discovery = []\n'
+                f'[threads]\ndata_plane = 1\npolling_us = {polling_us}\n'
                 '[log]\nlevel = "warn"\n'
             )
         sock = os.path.join(data, "node", "nbd.sock")
@@ -172,6 +190,31 @@ class Weft(Server):
     def cli(self, *arguments):
         command = [WEFT, *arguments, "--data", f"{self.data}/node", "-o", "json"]
         return json.loads(subprocess.check_output(pinned(CLIENT_CPU, command)) or "null")
+
+
+class TcpCopy(Server):
+    """A server that does nothing but copy from its memory into TCP (examples/tcp_copy.rs)."""
+
+    greeting = b"TCPCOPY\n"
+
+    def __init__(self, data, span):
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        command = [os.path.join(EXAMPLES, "tcp_copy"), "serve", "--listen", self.address,
+                   "--span", str(span)]
+        super().__init__("tcp_copy", command, port, f"{data}/tcp_copy.log")
+
+    def load(self, depth, span, seconds, *more):
+        """What it reaches at random places."""
+        arguments = ["load", "--tcp", self.address, "--depth", str(depth), "--span", str(span),
+                     "--poll", *more]
+        return generate("tcp_copy", self, arguments, seconds)
+
+
+def free_port():
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
 
 
 def peers(data, size_bytes, names):
@@ -228,6 +271,39 @@ def fio_nbd(server, mode, depth, seconds, span, compressible=50):
     return result
 
 
+def generate(name, server, arguments, seconds):
+    """Runs one of our generators on the client's processor; its figures as a dictionary.
+
+    `others` is what the rest of the machine used meanwhile, in per cent of one processor.
+    """
+    command = [os.path.join(EXAMPLES, name), *arguments, "--seconds", str(seconds),
+               "--server-pid", str(server.pid)]
+    before, started = machine_cpu_seconds() - cpu_seconds_of(server), time.monotonic()
+    text = subprocess.check_output(pinned(CLIENT_CPU, command)).decode()
+    others = machine_cpu_seconds() - cpu_seconds_of(server) - before
+    elapsed = time.monotonic() - started
+    figures = {
+        "iops": r"([\d.]+) requests/s", "p50": r"p50 ([\d.]+) us", "p99": r"p99 ([\d.]+) us",
+        "own": r"([\d.]+) us of own CPU", "cpu": r"([\d.]+) us of server CPU",
+        "busy": r"server ([\d.]+) % busy",
+    }
+    found = {name: float(re.search(pattern, text).group(1)) for name, pattern in figures.items()}
+    return {**found, "others": max(0, others / elapsed * 100)}
+
+
+def machine_cpu_seconds():
+    """Processor time of everything since the machine started."""
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system, _idle, _wait, *interrupts = map(int, file.readline().split()[1:])
+    return (user + nice + system + sum(interrupts[:2])) / TICKS_PER_SECOND
+
+
+def cpu_seconds_of(server):
+    """Processor time of a server and of the clients that have ended."""
+    clients = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return server.cpu_seconds() + clients.ru_utime + clients.ru_stime
+
+
 def medians(results):
     """The median of each figure of equal dictionaries."""
     return {key: statistics.median(result[key] for result in results) for key in results[0]}
@@ -242,6 +318,29 @@ def interleave(cases, rounds):
             say(f"round {number + 1} of {rounds}, {name}: " + ", ".join(
                 f"{key} {value:,.1f}" for key, value in results[name][-1].items()))
     return {name: medians(list_) for name, list_ in results.items()}
+
+
+def by_state(cases, state, rounds):
+    """Like `interleave`, but asks for the machine's `state` between any two runs.
+
+    Returns the medians by name and state, with how many runs they are of as `runs`. A run on both
+    sides of which the state differs is left out.
+    """
+    results = {name: {} for name in cases}
+    before = state()
+    for number in range(rounds):
+        for name, run in cases.items():
+            result = run()
+            after = state()
+            say(f"round {number + 1} of {rounds}, {name} ({before}, {after}): " + ", ".join(
+                f"{key} {value:,.1f}" for key, value in result.items()))
+            if before == after:
+                results[name].setdefault(after, []).append(result)
+            before = after
+    return {
+        name: {state: {**medians(list_), "runs": len(list_)} for state, list_ in found.items()}
+        for name, found in results.items()
+    }
 
 
 class NbdClient:

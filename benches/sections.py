@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import statistics
 import struct
 import subprocess
@@ -50,15 +51,10 @@ def compare(report, section, label, results, bounds):
 
 
 def own_load(server, depth, seconds, span, write=False):
-    """Our pipelined generator; its figures as a dictionary."""
-    command = [lab.NBD_LOAD, "--unix", server.socket, "--name", server.export, "--depth", str(depth),
-               "--seconds", str(seconds), "--span", str(span), "--poll", "--no-fill",
-               "--server-pid", str(server.pid)]
-    command += ["--write"] if write else []
-    text = subprocess.check_output(lab.pinned(lab.CLIENT_CPU, command)).decode()
-    found = re.match(r"([\d.]+) requests/s, ([\d.]+) us .*server ([\d.]+) % busy", text)
-    iops, cpu, busy = map(float, found.groups())
-    return {"iops": iops, "cpu": cpu, "busy": busy}
+    """Our pipelined NBD generator over the Unix socket."""
+    arguments = ["--unix", server.socket, "--name", server.export, "--depth", str(depth),
+                 "--span", str(span), "--poll", "--no-fill"]
+    return lab.generate("nbd_load", server, arguments + (["--write"] if write else []), seconds)
 
 
 def ram(report, settings):
@@ -95,6 +91,114 @@ def ram(report, settings):
                 report.add("ram", f"own generator, {name}: per busy core", per_core, "IOPS",
                            (">=", 400_000))
                 report.add("ram", f"own generator, {name}: server CPU", result["cpu"], "us/IO")
+
+
+# Loopback TCP has a fast and a slow state here, for seconds at a time: a plain copy of 4 KiB at depth
+# 128 costs its server 1.3 us of CPU in one and 2.6 in the other (2 vCPUs of an EPYC, 2026-11-21).
+# CPU time tells them apart on a busy machine too.
+COPY_FAST_US = 1.9
+
+
+def nvme(report, settings):
+    """NVMe over loopback TCP, by state of loopback, beside NBD, nbdkit and a plain TCP copy."""
+    span = 256 * MIB
+    with lab.directory("/dev/shm") as data, contextlib.ExitStack() as stack:
+        plain, polling = (os.path.join(data, name) for name in ("plain", "polling"))
+        os.mkdir(plain)
+        os.mkdir(polling)
+        weft = stack.enter_context(lab.Weft(plain, tcp=True))
+        polling = stack.enter_context(lab.Weft(polling, tcp=True, polling_us=30))
+        copy = stack.enter_context(lab.TcpCopy(data, span))
+        fill(weft, span)
+        fill(polling, span)
+        kit = None
+        if shutil.which("nbdkit"):
+            port = lab.free_port()
+            command = ["nbdkit", "-f", "-i", "127.0.0.1", "-p", str(port), "memory", str(2 * span)]
+            kit = stack.enter_context(lab.Server("nbdkit", command, port, f"{data}/nbdkit.log"))
+            nbd_load(kit, f"127.0.0.1:{port}", 32, span, 1, fill=True)
+
+        def state():
+            return "fast" if copy.load(128, span, 1)["cpu"] < COPY_FAST_US else "slow"
+
+        nvme_latency(report, settings, span, weft, polling)
+        cases = {}
+        for name, depth, more in (
+            ("read QD32", 32, ()),
+            ("read QD128", 128, ()),
+            ("read 1 x QD512", 512, ()),
+            ("read 64 x QD8", 8, ("--connections", "64")),
+            ("read 1 MiB QD8", 8, ("--block", str(MIB))),
+        ):
+            load = (depth, span, settings.seconds, *more)
+            cases[name] = lambda load=load: nvme_load(weft, *load)
+            cases[f"{name}, plain copy"] = lambda load=load: copy.load(*load)
+        cases["read QD128, weft over NBD"] = lambda: nbd_load(
+            weft, weft.nbd_tcp, 128, span, settings.seconds)
+        if kit:
+            cases["read QD128, nbdkit over NBD"] = lambda: nbd_load(
+                kit, f"127.0.0.1:{port}", 128, span, settings.seconds)
+        results = lab.by_state(cases, state, settings.rounds)
+        # After the reads: what is written keeps the background thread busy for a while.
+        writes = {"write QD32": lambda: nvme_load(weft, 32, span, settings.seconds, "--write")}
+        results.update(lab.by_state(writes, state, settings.rounds))
+        nvme_report(report, results)
+
+
+def nvme_load(server, depth, span, seconds, *more):
+    """Our generator over NVMe/TCP."""
+    arguments = ["--tcp", server.nvme_tcp, "--depth", str(depth), "--span", str(span), "--poll",
+                 "--no-fill", *more]
+    return lab.generate("nvme_load", server, arguments, seconds)
+
+
+def nbd_load(server, address, depth, span, seconds, fill=False):
+    """Our generator over NBD on TCP."""
+    arguments = ["--tcp", address, "--name", server.export, "--depth", str(depth), "--span",
+                 str(span), "--poll", *([] if fill else ["--no-fill"])]
+    return lab.generate("nbd_load", server, arguments, seconds)
+
+
+def nvme_latency(report, settings, span, weft, polling):
+    """Depth 1, where loopback's state hardly shows but every wake-up does."""
+    cases = {}
+    for label, server in (("", weft), (", polling", polling)):
+        cases[f"NVMe QD1{label}"] = lambda server=server: nvme_load(
+            server, 1, span, settings.seconds)
+        cases[f"NBD QD1{label}"] = lambda server=server: nbd_load(
+            server, server.nbd_tcp, 1, span, settings.seconds)
+    goals = {"NVMe QD1": ("<=", 30), "NVMe QD1, polling": ("<=", 15)}
+    for name, result in lab.interleave(cases, settings.rounds).items():
+        report.add("nvme", f"4k read, {name}", result["p50"], "us p50", goals.get(name),
+                   f"p99 {result['p99']:.0f} us, {result['cpu']:.1f} us of server CPU each")
+
+
+def nvme_report(report, results):
+    """Rows by state, and the ratios that goals are set for."""
+    goals = {"fast": (">=", 450_000), "slow": (">=", 300_000)}
+    for name, states in results.items():
+        for state, result in sorted(states.items()):
+            report.add("nvme", f"{name}, {state}", result["iops"], "IOPS", note=(
+                f"p50 {result['p50']:.0f} us, p99 {result['p99']:.0f} us, server "
+                f"{result['busy']:.0f} % busy, client {result['own']:.2f} us each, others "
+                f"{result['others']:.0f} % of a processor; {result['runs']} runs"))
+            report.add("nvme", f"{name}, {state}: server CPU", result["cpu"], "us/IO")
+            if name == "read QD128":
+                report.add("nvme", f"{name}, {state}: per busy core", 1e6 / result["cpu"], "IOPS",
+                           goals[state])
+    for name, other, goal in (
+        ("read 64 x QD8", "read 1 x QD512", (">=", 80)),
+        ("read 64 x QD8, plain copy", "read 1 x QD512, plain copy", None),
+        ("read 1 MiB QD8", "read 1 MiB QD8, plain copy", (">=", 80)),
+        ("read QD128", "read QD128, plain copy", None),
+        ("read QD128", "read QD128, weft over NBD", None),
+        ("read QD128", "read QD128, nbdkit over NBD", None),
+    ):
+        for state, result in sorted(results[name].items()):
+            beside = results.get(other, {}).get(state)
+            if beside:
+                report.add("nvme", f"{name} / {other}, {state}: per busy core",
+                           beside["cpu"] / result["cpu"] * 100, "%", goal)
 
 
 def write(report, settings):
@@ -297,5 +401,5 @@ def idle(report, settings):
 
 
 SECTIONS = {
-    function.__name__: function for function in (ram, write, durable, seq, recovery, idle)
+    function.__name__: function for function in (ram, nvme, write, durable, seq, recovery, idle)
 }

@@ -1,27 +1,31 @@
-//! Loads one NBD export with random 4 KiB requests at a fixed depth, and counts.
+//! Loads one NBD export with random requests at a fixed depth, and counts.
 //!
 //! `cargo run --release --example nbd_load -- --unix /tmp/nbd.sock --depth 32 --seconds 3`
 //!
-//! It keeps `depth` requests in flight and, whenever replies arrive, sends as many new requests in
-//! one write. That costs a client far less than one system call per request, so that the server
-//! is what is measured (fio's nbd engine is full at 120–180 thousand requests a second).
+//! fio's nbd engine is full at 120–180 thousand requests a second; this is not.
 
 use std::io;
-use std::io::Read;
-use std::io::Write;
 use std::net::SocketAddr;
-use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use rustix::time::ClockId;
-use rustix::time::clock_gettime;
 
-const BLOCK_BYTES: u64 = 4096;
+mod load;
 
-/// Random 4 KiB reads or writes over one NBD connection.
+use load::Connection;
+use load::Load;
+use load::LoadOptions;
+use load::Protocol;
+use load::Reply;
+use load::Request;
+use load::Stream;
+
+const REQUEST_MAGIC: u32 = 0x2560_9513;
+const REPLY_MAGIC: u32 = 0x6744_6698;
+
+/// Random reads or writes over NBD connections.
 #[derive(Parser)]
 struct Arguments {
     /// Unix socket of the server.
@@ -33,43 +37,14 @@ struct Arguments {
     /// Export; empty for the default one.
     #[arg(long, default_value = "")]
     name: String,
-    /// Requests in flight.
-    #[arg(long, default_value_t = 32)]
-    depth: u64,
-    /// How long, after one second of warming up.
-    #[arg(long, default_value_t = 3)]
-    seconds: u64,
     /// Write instead of reading.
     #[arg(long)]
     write: bool,
-    /// Bytes of the export to touch; written once before reading, unless --no-fill is given.
-    #[arg(long, default_value = "256MiB", value_parser = weft::units::parse_size)]
-    span: u64,
     /// Read what is there already instead of writing the span first.
     #[arg(long)]
     no_fill: bool,
-    /// Poll the socket instead of sleeping in it.
-    #[arg(long)]
-    poll: bool,
-    /// Process whose CPU time is reported per request.
-    #[arg(long)]
-    server_pid: Option<u32>,
-}
-
-trait Stream: Read + Write {
-    fn set_polling(&self) -> io::Result<()>;
-}
-
-impl Stream for UnixStream {
-    fn set_polling(&self) -> io::Result<()> {
-        self.set_nonblocking(true)
-    }
-}
-
-impl Stream for TcpStream {
-    fn set_polling(&self) -> io::Result<()> {
-        self.set_nonblocking(true)
-    }
+    #[command(flatten)]
+    load: LoadOptions,
 }
 
 fn main() -> ExitCode {
@@ -84,36 +59,22 @@ fn main() -> ExitCode {
 }
 
 fn load(arguments: &Arguments) -> io::Result<()> {
+    let connections = (0..arguments.load.connections).map(|_| connect(arguments));
+    let mut load = Load::new(connections.collect::<io::Result<_>>()?, &arguments.load);
+    if !arguments.write && !arguments.no_fill {
+        load.fill()?;
+    }
+    load.measure(arguments.write)
+}
+
+fn connect(arguments: &Arguments) -> io::Result<Connection<Nbd>> {
     let mut stream: Box<dyn Stream> = match (&arguments.unix, arguments.tcp) {
         (Some(path), _) => Box::new(UnixStream::connect(path)?),
-        (None, Some(address)) => {
-            let stream = TcpStream::connect(address)?;
-            stream.set_nodelay(true)?;
-            Box::new(stream)
-        }
+        (None, Some(address)) => Box::new(load::connect_tcp(address)?),
         (None, None) => return Err(io::Error::other("give --unix PATH or --tcp ADDRESS:PORT")),
     };
     attach(stream.as_mut(), &arguments.name)?;
-    let mut load = Load::new(stream, arguments);
-    if !arguments.write && !arguments.no_fill {
-        load.fill(arguments.span)?;
-    }
-    if arguments.poll {
-        load.stream.set_polling()?;
-    }
-    load.run_until(seconds_now() + 1.0)?;
-    load.done = 0;
-    let (started, cpu) = (seconds_now(), arguments.server_pid.map(cpu_seconds));
-    load.run_until(started + arguments.seconds as f64)?;
-    let elapsed = seconds_now() - started;
-    print!("{:.0} requests/s", load.done as f64 / elapsed);
-    if let (Some(before), Some(pid)) = (cpu, arguments.server_pid) {
-        let used = cpu_seconds(pid) - before;
-        print!(", {:.2} us of server CPU each", used * 1e6 / load.done as f64);
-        print!(", server {:.0} % busy", used / elapsed * 100.0);
-    }
-    println!(", {:.1} us mean latency", arguments.depth as f64 * elapsed * 1e6 / load.done as f64);
-    Ok(())
+    Ok(Connection::new(stream, Nbd, arguments.load.depth))
 }
 
 /// EXPORT_NAME: the shortest handshake there is.
@@ -130,116 +91,30 @@ fn attach(stream: &mut dyn Stream, name: &str) -> io::Result<()> {
     stream.read_exact(&mut export)
 }
 
-struct Load {
-    stream: Box<dyn Stream>,
-    write: bool,
-    blocks: u64,
-    depth: u64,
-    in_flight: u64,
-    done: u64,
-    random: u64,
-    /// Bytes still to come of the reply being received.
-    received: Vec<u8>,
-    partial: usize,
-    requests: Vec<u8>,
-}
+/// Simple replies; the cookie is the tag.
+struct Nbd;
 
-impl Load {
-    fn new(stream: Box<dyn Stream>, arguments: &Arguments) -> Self {
-        Self {
-            stream,
-            write: arguments.write,
-            blocks: (arguments.span / BLOCK_BYTES).max(1),
-            depth: arguments.depth,
-            in_flight: 0,
-            done: 0,
-            random: 0x9e37_79b9_7f4a_7c15,
-            received: vec![0; 1 << 20],
-            partial: 0,
-            requests: Vec::new(),
+impl Protocol for Nbd {
+    const HEAD_BYTES: usize = 16;
+
+    fn put(&mut self, out: &mut Vec<u8>, request: &Request) {
+        out.extend_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        out.extend_from_slice(&u32::from(request.write).to_be_bytes());
+        out.extend_from_slice(&u64::from(request.tag).to_be_bytes());
+        out.extend_from_slice(&request.offset.to_be_bytes());
+        out.extend_from_slice(&request.bytes.to_be_bytes());
+        if request.write {
+            load::put_data(out, request);
         }
     }
 
-    fn put_request(&mut self, command: u16, offset: u64, length: u32) {
-        self.requests.extend_from_slice(&0x2560_9513_u32.to_be_bytes());
-        self.requests.extend_from_slice(&u32::from(command).to_be_bytes());
-        self.requests.extend_from_slice(&offset.to_be_bytes());
-        self.requests.extend_from_slice(&offset.to_be_bytes());
-        self.requests.extend_from_slice(&length.to_be_bytes());
-    }
-
-    /// Writes the span once, in pieces of 1 MiB.
-    fn fill(&mut self, span: u64) -> io::Result<()> {
-        let mut data = vec![0; 1 << 20];
-        for (index, byte) in data.iter_mut().enumerate() {
-            *byte = (index % 251).to_le_bytes()[0];
+    fn reply(&mut self, head: &[u8], requests: &[Request], _: &mut Vec<u8>) -> io::Result<Reply> {
+        let tag = u16::from_be_bytes([head[14], head[15]]);
+        if head[..4] != REPLY_MAGIC.to_be_bytes() || head[4..8] != [0; 4] {
+            return Err(io::Error::other(format!("the server answered {head:?}")));
         }
-        for offset in (0..span).step_by(data.len()) {
-            self.requests.clear();
-            self.put_request(1, offset, 1 << 20);
-            self.stream.write_all(&self.requests)?;
-            self.stream.write_all(&data)?;
-            let mut reply = [0; 16];
-            self.stream.read_exact(&mut reply)?;
-        }
-        Ok(())
+        let request = requests.get(usize::from(tag)).copied().unwrap_or_default();
+        let data_bytes = if request.write { 0 } else { request.bytes as usize };
+        Ok(Reply::Done { tag, data_bytes })
     }
-
-    fn run_until(&mut self, end: f64) -> io::Result<()> {
-        let reply_bytes = if self.write { 16 } else { 16 + 4096 };
-        loop {
-            self.requests.clear();
-            for _ in self.in_flight..self.depth {
-                // xorshift: cheap, and random enough to defeat read-ahead.
-                self.random ^= self.random << 13;
-                self.random ^= self.random >> 7;
-                self.random ^= self.random << 17;
-                let offset = self.random % self.blocks * BLOCK_BYTES;
-                self.put_request(u16::from(self.write), offset, 4096);
-                if self.write {
-                    self.requests.resize(self.requests.len() + 4096, self.random.to_le_bytes()[0]);
-                }
-            }
-            self.in_flight = self.depth;
-            send(self.stream.as_mut(), &self.requests)?;
-            let got = match self.stream.read(&mut self.received) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                got => got?,
-            };
-            self.partial += got;
-            let replies = (self.partial / reply_bytes) as u64;
-            self.partial %= reply_bytes;
-            self.in_flight -= replies;
-            self.done += replies;
-            if seconds_now() >= end {
-                return Ok(());
-            }
-        }
-    }
-}
-
-/// Sends everything, also on a socket that does not block.
-fn send(stream: &mut dyn Stream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match stream.write(bytes) {
-            Ok(sent) => bytes = &bytes[sent..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-fn seconds_now() -> f64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
-}
-
-/// User and system time of a process so far (proc(5), fields 14 and 15 of `stat`).
-fn cpu_seconds(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let fields = after_name.split_whitespace().skip(11).take(2);
-    fields.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
 }

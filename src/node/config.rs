@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use toml::Spanned;
 
@@ -45,6 +46,8 @@ pub struct Config {
     pub map_cache_bytes: u64,
     /// Threads that serve hosts; `None`: one for each processor.
     pub data_plane_threads: Option<usize>,
+    /// How long such a thread looks for more work before it sleeps; `None`: it sleeps at once.
+    pub polling: Option<Duration>,
     /// How hosts connect.
     pub nbd: NbdConfig,
     /// What NVMe hosts find, however they connect.

@@ -7,10 +7,12 @@
 use std::io;
 use std::net;
 use std::os::unix;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::Duration;
 
 use rustix::thread::CpuSet;
 use tokio::net::TcpStream;
@@ -23,6 +25,7 @@ use tokio::task::LocalSet;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::node::polling::Polling;
 use crate::target::nbd::NbdTarget;
 use crate::target::nvmf::tcp::NvmeTcpTarget;
 
@@ -58,17 +61,22 @@ struct DataThread {
 }
 
 impl DataPlane {
-    /// Starts `count` threads, or one for each processor the process may run on.
+    /// Starts `count` threads, or one for each processor the process may run on. After work, each
+    /// looks for more for `polling` before it sleeps.
     ///
     /// # Errors
     /// `Unsupported` if the system has no thread or reactor to give.
-    pub(super) fn start(count: Option<usize>, targets: &Targets) -> Result<Self> {
+    pub(super) fn start(
+        count: Option<usize>,
+        polling: Option<Duration>,
+        targets: &Targets,
+    ) -> Result<Self> {
         let processors = allowed_processors();
         let count = count.unwrap_or(processors.len().max(1));
         let mut threads = Vec::with_capacity(count);
         for index in 0..count {
             let processor = processors.get(index % processors.len().max(1)).copied();
-            threads.push(DataThread::start(index, processor, targets.clone())?);
+            threads.push(DataThread::start(index, processor, polling, targets.clone())?);
         }
         Ok(Self { threads })
     }
@@ -98,7 +106,12 @@ impl DataPlane {
 }
 
 impl DataThread {
-    fn start(index: usize, processor: Option<usize>, targets: Targets) -> Result<Self> {
+    fn start(
+        index: usize,
+        processor: Option<usize>,
+        polling: Option<Duration>,
+        targets: Targets,
+    ) -> Result<Self> {
         let failed = |error: io::Error| {
             Error::new(ErrorKind::Unsupported, "start data-plane thread")
                 .context(format!("thread {index}"))
@@ -114,7 +127,7 @@ impl DataThread {
             // Dropped on the way out, whichever it is.
             let _ending: oneshot::Sender<()> = ending;
             pin(index, processor);
-            LocalSet::new().block_on(&runtime, serve(handed_over, targets, counter));
+            LocalSet::new().block_on(&runtime, serve(handed_over, polling, targets, counter));
         };
         thread::Builder::new().name(format!("weft-data-{index}")).spawn(body).map_err(failed)?;
         Ok(Self { connections, open, ended })
@@ -124,14 +137,22 @@ impl DataThread {
 /// Begins every connection that is handed over, until the node stops.
 async fn serve(
     mut handed_over: mpsc::Receiver<Accepted>,
+    polling: Option<Duration>,
     targets: Targets,
     open: Arc<AtomicUsize>,
 ) {
+    let polling = polling.map(Polling::start);
     while let Some(accepted) = handed_over.recv().await {
         let (targets, open) = (targets.clone(), Arc::clone(&open));
+        let polling = polling.as_ref().map(Rc::clone);
         tokio::task::spawn_local(async move {
             let _ended = Ended(open);
-            if let Err(error) = serve_one(accepted, targets).await {
+            let served = serve_one(accepted, targets);
+            let served = match polling {
+                Some(polling) => polling.watch(served).await,
+                None => served.await,
+            };
+            if let Err(error) = served {
                 tracing::debug!(%error, "connection lost before it began");
             }
         });

@@ -61,6 +61,7 @@ mod engine;
 mod listeners;
 mod notify;
 mod pod;
+mod polling;
 
 use config::Config;
 use config::LogConfig;
@@ -136,7 +137,8 @@ impl Node {
         let pod = engine.pod.pod().status().uuid;
         let nvme_tcp = nvme_tcp_target(pod, Arc::clone(&volumes), &config, &listeners);
         let targets = Targets { nbd: Arc::new(NbdTarget::new(volumes, nbd)), nvme_tcp };
-        let data_plane = Arc::new(DataPlane::start(config.data_plane_threads, &targets)?);
+        let data_plane =
+            Arc::new(DataPlane::start(config.data_plane_threads, config.polling, &targets)?);
         let facts = node_facts(&directory, &targets, &data_plane, &listeners);
         let management = Management::new(engine.pod.clone(), facts);
         let api = ApiServer::start(Arc::clone(&management), api)?;

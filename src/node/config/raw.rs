@@ -52,6 +52,7 @@ pub(super) struct Memory {
 #[serde(deny_unknown_fields)]
 pub(super) struct Threads {
     pub(super) data_plane: Given<Count>,
+    pub(super) polling_us: Given<usize>,
 }
 
 /// A count, or "auto".

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
@@ -29,6 +30,7 @@ use crate::target::nvmf::subsystem::DISCOVERY_NQN;
 use crate::target::nvmf::subsystem::UnknownHosts;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::IO_ALIGN;
+use crate::units::bytes_u64;
 use crate::units::format_size;
 
 /// What "not said, choose for me" is called in the file.
@@ -44,12 +46,14 @@ pub(super) fn validate(file: raw::File, overrides: Overrides) -> Result<Config, 
     };
     let cache = 1 << 20..=SIZE_BYTES_MAX;
     let api_at = span(&file.api.socket);
+    let polling = polling(file.threads.polling_us)?;
     Ok(Config {
         pod: pod(file.pod, &data_dir)?,
         cache_bytes: size("memory.cache", file.memory.cache, &cache)?.unwrap_or(1 << 30),
         map_cache_bytes: size("memory.map_cache", file.memory.map_cache, &cache)?
             .unwrap_or(256 << 20),
-        data_plane_threads: threads(file.threads)?,
+        data_plane_threads: threads(file.threads.data_plane)?,
+        polling,
         nbd: nbd(file.nbd, overrides.nbd, &data_dir)?,
         nvme: nvme(file.nvme)?,
         nvme_tcp: nvme_tcp(file.nvme_tcp, overrides.nvme_tcp)?,
@@ -165,9 +169,9 @@ fn first_volume(
     Ok(Some(FirstVolume { name, size_bytes }))
 }
 
-fn threads(raw: raw::Threads) -> Result<Option<usize>, Wrong> {
+fn threads(raw: Given<raw::Count>) -> Result<Option<usize>, Wrong> {
     const KEY: &str = "threads.data_plane";
-    let (value, at) = split(raw.data_plane);
+    let (value, at) = split(raw);
     match value {
         None => Ok(None),
         Some(raw::Count::Text(text)) if text == AUTO => Ok(None),
@@ -176,6 +180,12 @@ fn threads(raw: raw::Threads) -> Result<Option<usize>, Wrong> {
             Err(wrong(at, KEY, "must be 1 to 256, or \"auto\""))
         }
     }
+}
+
+fn polling(given: Given<usize>) -> Result<Option<Duration>, Wrong> {
+    // Past a millisecond it would be a thread that never sleeps.
+    let span_us = number("threads.polling_us", given, 0..=1000)?.unwrap_or(0);
+    Ok((span_us > 0).then(|| Duration::from_micros(bytes_u64(span_us))))
 }
 
 fn nbd(raw: raw::Nbd, listen: Option<SocketAddr>, data_dir: &Path) -> Result<NbdConfig, Wrong> {
