@@ -40,6 +40,7 @@ use crate::canary::Bug;
 use crate::canary::planted;
 use crate::device::DeviceRef;
 use crate::env::EnvRef;
+use crate::env::random_uuid;
 use crate::env::timeout;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -280,10 +281,6 @@ async fn watch_devices(engine: Weak<Engine>) {
             engine.pool.members.iter().for_each(|member| member.notice_loss());
         }
     }
-}
-
-fn random_uuid(env: &EnvRef) -> Uuid {
-    Uuid::from_u64_pair(env.random_u64(), env.random_u64())
 }
 
 fn check_journal(journal_bytes: u64) -> Result<()> {

@@ -11,6 +11,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use uuid::Builder;
+use uuid::Uuid;
+
 mod coarse;
 pub mod sim;
 pub mod tokio_env;
@@ -52,6 +55,12 @@ impl<T: Clock + Rng + Spawn + Send + Sync> Env for T {}
 
 /// How an environment is passed around.
 pub type EnvRef = Arc<dyn Env>;
+
+/// A new identity: a UUID of version 4. (RFC 9562, 5.4)
+pub fn random_uuid(env: &EnvRef) -> Uuid {
+    let (high, low) = (env.random_u64(), env.random_u64());
+    Builder::from_random_bytes(*Uuid::from_u64_pair(high, low).as_bytes()).into_uuid()
+}
 
 /// Runs `work` for at most `limit`; `None` if it took longer.
 ///

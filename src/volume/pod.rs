@@ -24,6 +24,7 @@ use crate::engine::catalog::VolumeRecord;
 use crate::engine::open::EngineFormat;
 use crate::engine::open::EngineOptions;
 use crate::env::EnvRef;
+use crate::env::random_uuid;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -265,7 +266,7 @@ impl Pod {
         let record = VolumeRecord {
             id,
             name: spec.name,
-            uuid: Uuid::from_u64_pair(env.random_u64(), env.random_u64()),
+            uuid: random_uuid(env),
             size_bytes: spec.size_bytes,
             logical_block_bytes: spec.logical_block_bytes,
             read_only: spec.read_only,
