@@ -3,13 +3,18 @@
 source "$(dirname "$0")/lib.sh"
 requires qemu-system-x86_64 busybox cpio nbd-client nvme mkfs.ext4 mkfs.xfs nbdinfo jq
 requires_weft
-NVME_PORT=$(free_port)
-export NVME_PORT
+FIRST_PORT=$(free_port)
+SECOND_PORT=$(free_port)
+RELAY_PORT=$(free_port)
+export NVME_PORT=config
 prepare
-# The host's 127.0.0.1 is 10.0.2.2 in the guest, and connect-all follows the discovery log.
+# The host's 127.0.0.1 is 10.0.2.2 in the guest, and connect-all follows the discovery log. The second listener is
+# reached through a relay, so that this path can be cut.
 cat >"$WORK/weft.toml" <<END
 [nvme_tcp]
-advertise = ["10.0.2.2:$NVME_PORT"]
+listen = ["127.0.0.1:$FIRST_PORT", "127.0.0.1:$SECOND_PORT"]
+discovery = []
+advertise = ["10.0.2.2:$FIRST_PORT"]
 END
 SERVER_ARGUMENTS=(--config "$WORK/weft.toml")
 start_server
@@ -19,12 +24,32 @@ uuid=$(weft volume show disk -o json | jq -r .uuid)
 
 : >"$WORK/lab"
 LAB_PID=
+RELAY_PID=
 before_cleanup() {
     [[ -z $LAB_PID ]] || kill -TERM "$LAB_PID" 2>/dev/null || true
+    cut_path
 }
 
+open_path() {
+    "$HERE/relay.py" "$RELAY_PORT" "$SECOND_PORT" &
+    RELAY_PID=$!
+}
+
+cut_path() {
+    [[ -z $RELAY_PID ]] || kill -KILL "$RELAY_PID" 2>/dev/null || true
+    RELAY_PID=
+}
+open_path
+
+# What an administrator would paste, with this host's names and address in it.
+HOSTID=0e5a5d0e-2f6b-4c57-9f0a-6a3f6f0c1d2e
+HOSTNQN=nqn.2014-08.org.nvmexpress:uuid:$HOSTID
+weft export show disk -o json | jq -c '.nvme[0].config_json' |
+    sed "s/127\.0\.0\.1/10.0.2.2/; s/HOSTNQN/$HOSTNQN/" >"$WORK/config.json"
+
 "$ROOT/scripts/lab" --time-limit 400 --file "$ROOT/scripts/attach" --file "$ROOT/scripts/detach" \
-    --env HOST=10.0.2.2 --env "PORT=$NVME_PORT" --env "NBD_PORT=$PORT" --env VOLUME=disk \
+    --file "$WORK/config.json" --env "HOSTID=$HOSTID" --env "HOSTNQN=$HOSTNQN" \
+    --env HOST=10.0.2.2 --env "PORT=$FIRST_PORT" --env "OTHER_PORT=$RELAY_PORT" --env "NBD_PORT=$PORT" --env VOLUME=disk \
     --env "NQN=$nqn" --env "UUID=$uuid" "$ROOT/tests/lab/nvme.sh" >"$WORK/lab" 2>&1 &
 LAB_PID=$!
 
@@ -51,6 +76,12 @@ if asked MASK; then
 fi
 if asked UNMASK; then
     weft volume hosts disk --all >/dev/null
+fi
+if asked CUT; then
+    cut_path
+fi
+if asked MEND; then
+    open_path
 fi
 if asked KILL; then
     kill_server
