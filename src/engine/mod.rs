@@ -193,7 +193,9 @@ impl Engine {
                     layer.dropping.store(true, Ordering::Release);
                 }
             }
-            CatalogChange::CreateVolume(_) | CatalogChange::ResizeVolume { .. } => {}
+            CatalogChange::CreateVolume(_)
+            | CatalogChange::ResizeVolume { .. }
+            | CatalogChange::SetReservations { .. } => {}
         }
         catalog.apply(lsn.0, &change);
     }

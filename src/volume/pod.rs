@@ -263,6 +263,7 @@ impl Pod {
             read_only: spec.read_only,
             branch: id + 1,
             head: id + 2,
+            reservations: None,
         };
         self.engine.change_catalog(&CatalogChange::CreateVolume(record.clone())).await?;
         self.add(&record)?;
