@@ -45,7 +45,11 @@ fi
 if asked DELETE; then
     weft volume delete passing >/dev/null
 fi
-if asked KILL; then
+if asked 'KILL AND'; then
+    kill_server
+    start_server
+fi
+if asked 'KILL WHILE'; then
     kill_server
     start_server
 fi
