@@ -6,6 +6,7 @@
 //! command, data of the length asked for, memory bounded. It panics on any violation.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use weft::target::nvmf::tcp::framing::Data;
 use weft::target::nvmf::tcp::framing::Event;
 use weft::target::nvmf::tcp::framing::Framing;
 use weft::target::nvmf::tcp::outbox::Outbox;
+use weft::target::nvmf::transport::Path;
 use weft::target::nvmf::wire::Sgl;
 use weft::target::nvmf::wire::Sqe;
 use weft::volume::memory::MemoryDirectory;
@@ -29,7 +31,7 @@ use weft::volume::memory::MemoryVolume;
 
 /// Bytes in each volume: small, so that commands often straddle its end.
 pub const VOLUME_BYTES: u64 = 256 * 1024;
-/// Asynchronous Event Request, the one command that may stay unanswered.
+/// Asynchronous Event Request.
 const EVENT_REQUEST: u8 = 0x0c;
 /// The host of every connection.
 const HOST_NQN: &str = "nqn.fuzz";
@@ -40,7 +42,7 @@ fn subsystem() -> Arc<Subsystem> {
     let first = MemoryVolume::new("a", VOLUME_BYTES).with_identity(1, 512);
     let second = MemoryVolume::new("b", VOLUME_BYTES).with_identity(2, 4096).read_only();
     let directory = MemoryDirectory::new([Arc::new(first) as _, Arc::new(second) as _]);
-    let options = SubsystemOptions { uuid: uuid::Uuid::from_u128(7), advertised: Vec::new() };
+    let options = SubsystemOptions::new(uuid::Uuid::from_u128(7));
     Arc::new(Subsystem::new(Arc::new(directory), options))
 }
 
@@ -139,16 +141,17 @@ struct Host {
 
 struct Expected {
     data: u32,
-    event_request: bool,
+    may_wait: bool,
     granted: bool,
 }
 
 impl Host {
     fn new(subsystem: &Arc<Subsystem>) -> Self {
-        let portal = "127.0.0.1:4420".parse().unwrap();
+        let portal: SocketAddr = "127.0.0.1:4420".parse().unwrap();
+        let path = Path { portal, host: portal.ip() };
         Self {
             framing: Framing::default(),
-            queue: Queue::new(Arc::clone(subsystem), portal),
+            queue: Queue::new(Arc::clone(subsystem), path),
             out: Outbox::default(),
             outstanding: BTreeMap::new(),
             header_digest: 0,
@@ -232,8 +235,9 @@ impl Host {
             (transfer, sqe.sgl(), &data),
             (Ok(Transfer::FromHost(_)), Sgl::Transport { .. }, Data::Good(_))
         );
-        let event_request = sqe.opcode() == EVENT_REQUEST;
-        let expected = Expected { data: wanted, event_request, granted: to_grant };
+        // For an event, or for the other half of a fused pair.
+        let may_wait = sqe.opcode() == EVENT_REQUEST || sqe.fuse() != 0;
+        let expected = Expected { data: wanted, may_wait, granted: to_grant };
         self.outstanding.entry(sqe.cid()).or_default().push(expected);
         match (transfer, data) {
             (Err(status), _) => self.queue.refuse(&sqe, status, &mut self.out),
@@ -301,7 +305,7 @@ impl Host {
         };
         let index = waiting
             .iter()
-            .rposition(|expected| fits(expected) && !expected.event_request)
+            .rposition(|expected| fits(expected) && !expected.may_wait)
             .or_else(|| waiting.iter().rposition(fits));
         waiting.remove(index.expect("no command asked for so much"));
         if waiting.is_empty() {
@@ -309,14 +313,14 @@ impl Host {
         }
     }
 
-    /// Everything was answered but what waits for an event or for data; a reset forgets the
+    /// Everything was answered but what waits for an event, for data or for its other half; a reset forgets the
     /// former, which then looks the same.
     fn judge_the_end(&self) {
         if self.ended {
             return;
         }
         for (cid, waiting) in &self.outstanding {
-            let excused = |expected: &Expected| expected.event_request || expected.granted;
+            let excused = |expected: &Expected| expected.may_wait || expected.granted;
             assert!(waiting.iter().all(excused), "command {cid:#x} was not answered");
         }
         let depth = u64::try_from(self.queue.depth()).unwrap();

@@ -1,5 +1,6 @@
 //! Compares the tables of `docs/format.md` with the code.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -8,6 +9,7 @@ use weft::engine::catalog::Catalog;
 use weft::engine::catalog::CatalogChange;
 use weft::engine::catalog::Hold;
 use weft::engine::catalog::HoldKind;
+use weft::engine::catalog::HostRecord;
 use weft::engine::catalog::MemberRecord;
 use weft::engine::catalog::Reservations;
 use weft::engine::catalog::VolumeRecord;
@@ -194,11 +196,14 @@ fn the_catalog_is_drawn_with_every_name() {
         read_only: false,
         branch: 2,
         head: 3,
+        hosts: Some(["nqn.h".to_owned()].into()),
         reservations: None,
     };
     let mut changes = vec![
         CatalogChange::CreateVolume(volume),
         CatalogChange::ResizeVolume { id: 1, size_bytes: 8192 },
+        CatalogChange::AddHost(HostRecord { nqn: "nqn.h".to_owned() }),
+        CatalogChange::SetVolumeHosts { id: 1, hosts: Some(BTreeSet::new()) },
     ];
     let set = |kind| CatalogChange::SetReservations { id: 1, reservations: reservations(kind) };
     changes.extend(kinds.map(set));
@@ -209,6 +214,7 @@ fn the_catalog_is_drawn_with_every_name() {
         json.extend(change.encode());
     }
     json.extend(CatalogChange::DeleteVolume { id: 1 }.encode());
+    json.extend(CatalogChange::RemoveHost { nqn: "nqn.h".to_owned() }.encode());
     json.extend(catalog.encode());
 
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/format.md");
@@ -218,7 +224,9 @@ fn the_catalog_is_drawn_with_every_name() {
     // Whatever stands in quotation marks, but identifiers and the volume's name.
     let json = String::from_utf8(json).expect("JSON");
     let words = json.split('"').skip(1).step_by(2);
-    let named = words.filter(|word| word.starts_with(|c: char| c.is_ascii_lowercase()));
+    let is_name =
+        |word: &&str| !word.contains('.') && word.starts_with(|c: char| c.is_ascii_lowercase());
+    let named = words.filter(is_name);
     let mut count = 0;
     for word in named {
         let drawn =

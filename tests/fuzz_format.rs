@@ -206,6 +206,7 @@ fn volume(random: &mut Random) -> VolumeRecord {
         read_only: random.below(2) == 0,
         branch: number(random) >> 1,
         head: number(random) >> 1,
+        hosts: (random.below(2) == 0).then(|| ["nqn.h".to_owned()].into()),
         reservations: (random.below(2) == 0).then(|| reservations(random)),
     }
 }

@@ -119,6 +119,23 @@ fn granted_write(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
+/// The halves of a fused pair, in capsules; one may be missing, or name other blocks.
+fn fused_pair(random: &mut Random) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (opcode, fuse) in [(5, 0x41), (1, 0x42)] {
+        let mut sqe = vec![0; 64];
+        sqe[..5].copy_from_slice(&[opcode, fuse, random.byte() % 64, 0, 1]);
+        sqe[33] = 2;
+        sqe[39] = random.pick(&[0x01, 0x01, 0x01, 0x5a]);
+        sqe[40] = random.pick(&[7, 7, 7, 7, 7, 7, 7, 8]);
+        let data = if sqe[39] == 1 { vec![random.byte() % 2; 512] } else { Vec::new() };
+        if random.below(8) > 0 {
+            bytes.extend(drivers::pdu(4, 0, &sqe, &data));
+        }
+    }
+    bytes
+}
+
 fn conversation(random: &mut Random) -> Vec<u8> {
     let choice = random.byte();
     let mut bytes = vec![choice, random.byte()];
@@ -133,6 +150,7 @@ fn conversation(random: &mut Random) -> Vec<u8> {
                 match random.below(12) {
                     0 => bytes.extend(data(random)),
                     1..4 => bytes.extend(granted_write(random)),
+                    4 => bytes.extend(fused_pair(random)),
                     _ => bytes.extend(command(random, false)),
                 }
             }
@@ -153,7 +171,7 @@ fn sessions_end_whatever_is_sent() {
     LocalSet::new().block_on(&runtime, async {
         let volume = Arc::new(MemoryVolume::new("a", drivers::VOLUME_BYTES));
         let directory = Arc::new(MemoryDirectory::new([volume as _]));
-        let options = SubsystemOptions { uuid: Uuid::from_u128(7), advertised: Vec::new() };
+        let options = SubsystemOptions::new(Uuid::from_u128(7));
         let subsystem = Arc::new(Subsystem::new(directory, options));
         let target = Arc::new(NvmeTcpTarget::new(subsystem, NvmeTcpOptions::default()));
         for seed in seeds(40) {

@@ -460,21 +460,22 @@ fn connections_above_the_limits_are_turned_away() {
     run(async {
         let options = NbdOptions { connections_max: 3, handshakes_max: 2, ..NbdOptions::default() };
         let (target, _volume) = target(options);
-        let (mut first, _) = connect(&target);
+        let (mut first, first_session) = connect(&target);
         first.greet().await;
         let (mut second, _) = connect(&target);
         second.greet().await;
-        let (mut third, third_session) = connect(&target);
-        assert!(third.closed().await, "two in the handshake");
-        ended(third_session).await;
-        first.go().await;
-        second.go().await;
         let (mut third, _) = connect(&target);
-        third.attach().await;
+        third.greet().await;
+        assert!(first.closed().await, "two in the handshake: the oldest gives way");
+        ended(first_session).await;
+        second.go().await;
+        third.go().await;
+        let (mut first, _) = connect(&target);
+        first.attach().await;
         let (mut fourth, fourth_session) = connect(&target);
         assert!(fourth.closed().await, "three open");
         ended(fourth_session).await;
-        assert_eq!(target.counters().connections_refused.load(Ordering::Relaxed), 2);
+        assert_eq!(target.counters().connections_refused.load(Ordering::Relaxed), 1);
         assert_eq!(target.counters().connections_open.load(Ordering::Relaxed), 3);
     });
 }

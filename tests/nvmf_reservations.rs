@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use tokio::runtime;
 use tokio::task::LocalSet;
 use uuid::Uuid;
@@ -252,6 +253,7 @@ const INVALID_FIELD: u16 = 0x4002;
 const INVALID_NAMESPACE: u16 = 0x400b;
 const SEQUENCE_ERROR: u16 = 0x400c;
 const SGL_LENGTH: u16 = 0x400f;
+const FUSED_FAILED: u16 = 0x009;
 const HOST_ID_FORMAT: u16 = 0x4018;
 const CONFLICT: u16 = 0x4083;
 const NOT_SAVEABLE: u16 = 0x410d;
@@ -342,6 +344,18 @@ impl Client {
         if pdu.kind == kind::DATA { 0 } else { pdu.status().1 }
     }
 
+    /// Fused; what becomes of either half.
+    async fn compare_and_write(&mut self) -> (u16, u16) {
+        for (opcode, cid, fuse) in [(5, 10, 1), (WRITE, 11, 2)] {
+            let mut half = sqe(opcode, cid, 1, &[0, 0, 7], 0x01, 4096);
+            half[1] |= fuse;
+            self.io.command(&half, &[9; 4096]).await;
+        }
+        let (first, second) = (self.io.next().await.status(), self.io.next().await.status());
+        assert_eq!((first.0, second.0), (10, 11));
+        (first.1, second.1)
+    }
+
     async fn feature(&mut self, opcode: u8, nsid: u32, id: u32, value: u32) -> (u16, u32) {
         self.admin.command(&sqe(opcode, 3, nsid, &[id, value], 0x5a, 0), &[]).await;
         let pdu = self.admin.next().await;
@@ -391,6 +405,9 @@ fn each_type_lets_holders_registrants_and_others_do_what_it_says() {
                 assert_eq!(client.read().await, read, "{who}");
                 let compare = client.give(5, 1, &[0, 0, 7], &[9; 4096]).await;
                 assert_eq!(compare, read, "{who}");
+                assert_eq!(client.give(0x0c, 1, &[0, 0, 7], &[]).await, read, "{who}: verify");
+                let together = if write == 0 { (0, 0) } else { (FUSED_FAILED, write) };
+                assert_eq!(client.compare_and_write().await, together, "{who}");
                 let writes = [
                     (0x00, [0, 0, 0], 0),
                     (0x08, [512, 0, 7], 0),
@@ -645,7 +662,7 @@ impl Files {
                     VolumeSpec { name, size_bytes, logical_block_bytes: 512, read_only: false };
                 assert_eq!(pod.create_volume(spec).await.unwrap().id, 1);
             }
-            let options = SubsystemOptions { uuid: pod.status().uuid, advertised: Vec::new() };
+            let options = SubsystemOptions::new(pod.status().uuid);
             let subsystem = Arc::new(Subsystem::new(pod, options));
             hosts(Arc::new(NvmeTcpTarget::new(subsystem, NvmeTcpOptions::default()))).await;
         });
@@ -686,5 +703,16 @@ fn a_node_that_comes_back_keeps_who_holds_what() {
         let mut one = Client::connect(&target, 1).await;
         assert_eq!(one.report(128).await, [0; 128]);
         assert_eq!(one.write().await, 0);
+        // All at once, each of which is decided on what the one before left.
+        let mut clients = Vec::new();
+        for number in 1..=6 {
+            clients.push(Client::connect(&target, number).await);
+        }
+        join_all(clients.iter_mut().map(Client::register)).await;
+        let acquired = join_all(clients.iter_mut().map(|client| client.acquire(1))).await;
+        let won = acquired.iter().filter(|status| **status == 0).count();
+        let lost = acquired.iter().filter(|status| **status == CONFLICT).count();
+        assert_eq!((won, lost), (1, 5));
+        assert_eq!(one.report(64).await[..6], [6, 0, 0, 0, 1, 6]);
     });
 }

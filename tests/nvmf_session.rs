@@ -11,10 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::io::AsyncWriteExt;
 use tokio::time::sleep;
 use tokio::time::timeout;
 use weft::error::ErrorKind;
+use weft::target::nvmf::subsystem::UnknownHosts;
 use weft::target::nvmf::tcp::NvmeTcpOptions;
 use weft::volume::Piece;
 use weft::volume::Volume;
@@ -25,6 +27,7 @@ mod host;
 
 use host::A_MOMENT;
 use host::DISCOVERY_NQN;
+use host::HOST_NQN;
 use host::Host;
 use host::PATIENCE;
 use host::READ;
@@ -37,6 +40,7 @@ use host::io;
 use host::kind;
 use host::run;
 use host::serve;
+use host::serve_to;
 use host::sqe;
 
 /// Statuses, with DNR.
@@ -218,7 +222,6 @@ fn commands_that_cannot_be_are_refused_with_their_status() {
             (no_sgl, INVALID_FIELD),
             (fused, INVALID_FIELD),
             (sqe(0x04, 0, 1, &[0, 0, 0], 0x5a, 0), INVALID_OPCODE),
-            (sqe(0x0c, 0, 1, &[0, 0, 0], 0x5a, 0), INVALID_OPCODE),
             (sqe(0x19, 0, 1, &[0], 0x5a, 32), INVALID_OPCODE),
             (sqe(0x09, 0, 1, &[1, 4], 0x5a, 16), SGL_LENGTH),
             (sqe(0x08, 0, 1, &[blocks, 0, 0], 0x5a, 0), OUT_OF_RANGE),
@@ -299,6 +302,127 @@ fn compare_zeroes_and_deallocate_do_what_they_say() {
         }
         host.command(&sqe(0x00, 12, 5, &[], 0x5a, 0), &[]).await;
         assert_eq!(host.next().await.status(), (12, INVALID_NAMESPACE));
+    });
+}
+
+#[test]
+fn a_fused_compare_and_write_is_one_and_its_halves_fail_together() {
+    run(async {
+        const DIFFERS: u16 = 0x4285;
+        const FUSED_FAILED: u16 = 9;
+        const FUSED_MISSING: u16 = 10;
+        let served = serve(NvmeTcpOptions::default());
+        let (_admin, id, _) = Host::admin(&served, 0).await;
+        let (mut host, _session) = Host::queue(&served, id, 1, 0).await;
+        let half = |opcode, fuse, cid, lba, sgl, bytes: u32| {
+            let mut sqe = sqe(opcode, cid, 1, &[lba, 0, bytes / 512 - 1], sgl, bytes);
+            sqe[1] |= fuse;
+            sqe
+        };
+        let compare = |cid| half(0x05, 1, cid, 8, 0x01, 512);
+        let write = |cid| half(WRITE, 2, cid, 8, 0x01, 512);
+        host.write_in_capsule(1, 8, &[1; 512]).await;
+
+        host.command(&compare(2), &[1; 512]).await;
+        assert!(host.silent().await, "half is nothing");
+        host.command(&write(3), &[2; 512]).await;
+        host.success(2).await;
+        host.success(3).await;
+        host.command(&compare(4), &[1; 512]).await;
+        host.command(&write(5), &[3; 512]).await;
+        assert_eq!(host.next().await.status(), (4, DIFFERS));
+        assert_eq!(host.next().await.status(), (5, FUSED_FAILED));
+        assert_eq!(host.read(6, 8, 1).await, [2; 512], "as it was");
+
+        // Paired in the order of the commands, not of their data.
+        host.command(&half(0x05, 1, 7, 8, 0x5a, 512), &[]).await;
+        host.command(&write(8), &[4; 512]).await;
+        host.send_asked(7, &[2; 512], 512).await;
+        host.success(7).await;
+        host.success(8).await;
+        assert_eq!(host.read(9, 8, 1).await, [4; 512]);
+
+        // A partner that does not come, or is wrong.
+        host.command(&compare(10), &[4; 512]).await;
+        host.command(&io(READ, 11, 8, 1), &[]).await;
+        assert_eq!(host.data(11).await, [4; 512]);
+        assert_eq!(host.next().await.status(), (10, FUSED_MISSING));
+        host.command(&write(12), &[5; 512]).await;
+        assert_eq!(host.next().await.status(), (12, FUSED_MISSING));
+        host.command(&compare(13), &[4; 512]).await;
+        host.command(&half(WRITE, 2, 14, 9, 0x01, 512), &[5; 512]).await;
+        assert_eq!(host.next().await.status(), (14, INVALID_FIELD));
+        assert_eq!(host.next().await.status(), (13, FUSED_FAILED));
+        host.command(&half(0x05, 1, 15, 8, 0x01, 8192), &[4; 8192]).await;
+        assert_eq!(host.next().await.status(), (15, 0x4014));
+        host.command(&half(WRITE, 2, 16, 8, 0x01, 8192), &[4; 8192]).await;
+        assert_eq!(host.next().await.status(), (16, FUSED_FAILED));
+        assert_eq!(host.read(17, 8, 1).await, [4; 512]);
+    });
+}
+
+#[test]
+fn verify_reads_and_returns_nothing() {
+    run(async {
+        let served = serve(NvmeTcpOptions::default());
+        let (_admin, id, _) = Host::admin(&served, 0).await;
+        let (mut host, _session) = Host::queue(&served, id, 1, 0).await;
+        let verify = |cid, lba, blocks: u32| sqe(0x0c, cid, 1, &[lba, 0, blocks - 1], 0x5a, 0);
+        host.command(&verify(1, 0, 65536), &[]).await;
+        host.success(1).await;
+        host.command(&verify(2, (64 << 11) - 1, 2), &[]).await;
+        assert_eq!(host.next().await.status(), (2, OUT_OF_RANGE));
+        served.volume.fail_with(Some(ErrorKind::Corrupt));
+        host.command(&verify(3, 0, 8), &[]).await;
+        assert_eq!(host.next().await.status(), (3, 0x4281));
+    });
+}
+
+#[test]
+fn hosts_see_what_is_theirs_and_those_taken_out_are_cut_off() {
+    run(async {
+        const INVALID_HOST: u16 = 0x0184;
+        let served = serve_to(UnknownHosts::Refused, NvmeTcpOptions::default());
+        let (mut host, _) = Host::open(&served.target).await;
+        host.begin(0).await;
+        host.command(&connect_sqe(0, 31, 0), &connect_data(&served.nqn, 0xffff)).await;
+        assert_eq!(host.next().await.status(), (0xc0de, INVALID_HOST));
+
+        // Discovery is for all, but names nothing that is not for them, and tells when that changes.
+        let (mut discovery, _) = Host::open(&served.target).await;
+        discovery.begin(0).await;
+        discovery.connect(DISCOVERY_NQN, 0, 31, 0xffff).await;
+        discovery.set_property(0x14, 0x0046_0001).await;
+        let before = discovery.log(0x70, 4096).await;
+        assert_eq!(before[8], 1);
+        discovery.command(&sqe(0x0c, 1, 0, &[], 0x5a, 0), &[]).await;
+        discovery.command(&sqe(0x0c, 2, 0, &[], 0x5a, 0), &[]).await;
+        served.directory.announce();
+        assert!(discovery.silent().await, "nothing that it could see has changed");
+        served.directory.set_host(HOST_NQN, true);
+        assert_eq!(discovery.success(1).await, 0x0070_f002);
+        let after = discovery.log(0x70, 4096).await;
+        assert_eq!(after[8], 2);
+        assert_ne!(after[..8], before[..8], "another generation");
+
+        let (mut admin, id, admin_session) = Host::admin(&served, 0).await;
+        let (mut queue, session) = Host::queue(&served, id, 1, 0).await;
+        admin.command(&sqe(0x0c, 1, 0, &[], 0x5a, 0), &[]).await;
+        queue.write_in_capsule(1, 0, &[1; 512]).await;
+        served.volume.serve_only(Some("nqn.another"));
+        served.directory.announce();
+        assert_eq!(admin.success(1).await, 0x0004_0002);
+        assert_eq!(admin.identify(2, 0).await, [0; 4096]);
+        queue.command(&io(READ, 2, 0, 1), &[]).await;
+        assert_eq!(queue.next().await.status(), (2, INVALID_NAMESPACE));
+        served.volume.serve_only(Some(HOST_NQN));
+        served.directory.announce();
+        assert_eq!(queue.read(3, 0, 1).await, [1; 512]);
+
+        served.directory.set_host(HOST_NQN, false);
+        ended(session).await;
+        ended(admin_session).await;
+        assert_eq!(discovery.success(2).await, 0x0070_f002);
     });
 }
 
@@ -609,13 +733,13 @@ fn hosts_that_never_connect_a_queue_are_cut_off() {
         let (mut slow, _s3) = Host::open(&served.target).await;
         slow.send(&ic_req(0, 0)[..100]).await;
         sleep(A_MOMENT).await;
-        let (mut refused, session) = Host::open(&served.target).await;
-        assert!(refused.closed().await, "three may be in the handshake");
-        ended(session).await;
-        for host in [&mut silent, &mut begun, &mut slow] {
-            assert!(host.closed().await);
-        }
+        // Three may be in the handshake: the oldest gives way to a host that means it.
         let (mut host, _, _session) = Host::admin(&served, 0).await;
+        assert!(silent.closed().await);
+        assert!(begun.stream.peek(&mut [0]).now_or_never().is_none(), "still open");
+        for host in [&mut begun, &mut slow] {
+            assert!(host.closed().await, "after a while");
+        }
         assert_eq!(host.property(8).await, 0x0001_0400);
     });
 }

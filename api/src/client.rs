@@ -25,11 +25,13 @@ use tokio::net::UnixStream;
 
 use crate::CreateVolume;
 use crate::Device;
+use crate::Host;
 use crate::NodeStatus;
 use crate::Pod;
 use crate::Problem;
 use crate::ResizeVolume;
 use crate::Volume;
+use crate::VolumeHosts;
 
 /// How long one request may take: a change waits for the pod's devices, and a device is given up
 /// long before this.
@@ -128,6 +130,32 @@ impl Client {
     /// Deletes a volume and all its data; durable when it returns.
     pub async fn delete_volume(&self, name: &str) -> Result<(), ClientError> {
         self.request(Method::DELETE, &volume_path(name), Bytes::new()).await.map(drop)
+    }
+
+    /// Says which hosts a volume is served to; durable when it returns.
+    pub async fn set_volume_hosts(
+        &self,
+        name: &str,
+        hosts: &VolumeHosts,
+    ) -> Result<Volume, ClientError> {
+        let path = format!("{}/hosts", volume_path(name));
+        decode(&self.request(Method::PUT, &path, encode(hosts)).await?)
+    }
+
+    /// The hosts that were added.
+    pub async fn hosts(&self) -> Result<Vec<Host>, ClientError> {
+        self.get("/v1/hosts").await
+    }
+
+    /// Adds a host; durable when it returns.
+    pub async fn add_host(&self, host: &Host) -> Result<Host, ClientError> {
+        decode(&self.request(Method::POST, "/v1/hosts", encode(host)).await?)
+    }
+
+    /// Removes a host, also from every volume's list; durable when it returns.
+    pub async fn remove_host(&self, nqn: &str) -> Result<(), ClientError> {
+        let path = format!("/v1/hosts/{}", percent_encode(nqn));
+        self.request(Method::DELETE, &path, Bytes::new()).await.map(drop)
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

@@ -12,12 +12,18 @@
 //! | `GET /v1/volumes/{name}` | | [`Volume`] |
 //! | `PATCH /v1/volumes/{name}` | [`ResizeVolume`] | [`Volume`] |
 //! | `DELETE /v1/volumes/{name}` | | 204 |
+//! | `PUT /v1/volumes/{name}/hosts` | [`VolumeHosts`] | [`Volume`] |
+//! | `GET /v1/hosts` | | array of [`Host`], in order of NQN |
+//! | `POST /v1/hosts` | [`Host`] | 201 and the [`Host`] |
+//! | `DELETE /v1/hosts/{nqn}` | | 204 |
 //!
 //! A change is durable when it is answered. Whatever fails is answered with a [`Problem`] (RFC
 //! 9457). Sizes are in bytes; unknown keys in a request are refused, and those in an answer are
 //! to be ignored, since later versions add some.
 
 #![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -62,6 +68,9 @@ pub struct Listener {
     pub transport: String,
     /// `127.0.0.1:10809`, or the absolute path of a Unix socket.
     pub address: String,
+    /// Whether hosts can or must encrypt.
+    #[serde(default)]
+    pub tls: bool,
 }
 
 /// A pod: devices, and volumes with one writer.
@@ -153,6 +162,25 @@ pub struct Volume {
     pub read_only: bool,
     /// What is stored, before compression and parity.
     pub allocated_bytes: u64,
+    /// The only hosts it is served to, by NQN; absent or null: all, and NBD clients.
+    #[serde(default)]
+    pub hosts: Option<BTreeSet<String>>,
+}
+
+/// A host that may connect from anywhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// Its NVMe qualified name; see [`check_nqn`].
+    pub nqn: String,
+}
+
+/// What `PUT /v1/volumes/{name}/hosts` takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeHosts {
+    /// The only hosts it is to be served to, by NQN; null: all, and NBD clients.
+    pub hosts: Option<BTreeSet<String>>,
 }
 
 /// What `POST /v1/volumes` takes.
@@ -163,7 +191,7 @@ pub struct CreateVolume {
     pub name: String,
     /// Its size; a multiple of 4096 bytes.
     pub size_bytes: u64,
-    /// 512 or 4096; 4096 when left out.
+    /// 512 or 4096; 512 when left out.
     #[serde(default = "default_logical_block_bytes")]
     pub logical_block_bytes: u32,
     /// Whether hosts may only read.
@@ -223,6 +251,30 @@ pub fn check_volume_name(name: &str) -> Result<(), String> {
     }
 }
 
+/// Longest NQN, in bytes. (NVMe Base 1.4, 7.9)
+pub const NQN_BYTES_MAX: usize = 223;
+
+/// Says what is wrong with a host's NVMe qualified name.
+///
+/// # Errors
+/// A sentence for whoever wrote it.
+pub fn check_nqn(nqn: &str) -> Result<(), String> {
+    let quoted = nqn.escape_debug();
+    if !nqn.starts_with("nqn.") {
+        return Err(format!(
+            "'{quoted}' is not an NVMe qualified name, which begins with 'nqn.': a Linux host's is \
+             in /etc/nvme/hostnqn"
+        ));
+    }
+    if nqn.len() > NQN_BYTES_MAX {
+        return Err(format!("an NVMe qualified name has at most {NQN_BYTES_MAX} bytes"));
+    }
+    match nqn.chars().find(|c| c.is_whitespace() || c.is_control()) {
+        None => Ok(()),
+        Some(other) => Err(format!("'{quoted}' has a {other:?}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,6 +288,17 @@ mod tests {
         let too_long = "v".repeat(VOLUME_NAME_BYTES_MAX + 1);
         for name in ["", "-x", ".x", "..", "a/b", "a b", "ä", "a\0", "a\n", "a?b", &too_long] {
             assert!(check_volume_name(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn qualified_names_are_told_from_other_text() {
+        let longest = format!("nqn.{}", "x".repeat(NQN_BYTES_MAX - 4));
+        for nqn in ["nqn.2014-08.org.nvmexpress:uuid:0", "nqn.x:wirt-ä", &longest] {
+            assert_eq!(check_nqn(nqn), Ok(()), "{nqn}");
+        }
+        for nqn in ["", "iqn.x", "nqn.a b", "nqn.a\n", "nqn.a\0", &format!("{longest}x")] {
+            assert!(check_nqn(nqn).is_err(), "{nqn:?}");
         }
     }
 

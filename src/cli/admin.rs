@@ -8,18 +8,23 @@ use weft_api::Client;
 use weft_api::ClientError;
 use weft_api::CreateVolume;
 use weft_api::Device;
+use weft_api::Host;
 use weft_api::NodeStatus;
 use weft_api::Pod;
 use weft_api::Volume;
+use weft_api::VolumeHosts;
 
 use super::Command;
 use super::DeviceCommand;
+use super::ExportCommand;
 use super::Format;
+use super::HostCommand;
 use super::OutputArguments;
 use super::PodCommand;
 use super::VolumeCommand;
 use super::exit::FAILED;
 use super::exit::Failure;
+use super::export::Export;
 use super::output;
 use super::output::Table;
 use super::output::facts;
@@ -42,6 +47,13 @@ pub(super) fn run(command: Command, socket: &Path) -> Result<(), Failure> {
             show(&output, &devices, |devices| device_table(devices))
         }
         Command::Volume(command) => volume(command, socket),
+        Command::Export(ExportCommand::Show { name, output }) => {
+            let (status, volume) = ask(socket, async |client| {
+                Ok((client.status().await?, client.volume(&name).await?))
+            })?;
+            show(&output, &Export::new(&status, &volume), Export::text)
+        }
+        Command::Host(command) => host(command, socket),
     }
 }
 
@@ -65,12 +77,32 @@ fn volume(command: VolumeCommand, socket: &Path) -> Result<(), Failure> {
             let resized = ask(socket, async |client| client.resize_volume(&name, size).await)?;
             show(&output, &resized, volume_text)
         }
+        VolumeCommand::Hosts { name, only, all, output } => {
+            let hosts = VolumeHosts { hosts: (!all).then(|| only.into_iter().collect()) };
+            let set = ask(socket, async |client| client.set_volume_hosts(&name, &hosts).await)?;
+            show(&output, &set, volume_text)
+        }
         VolumeCommand::Delete { name, output } => {
             ask(socket, async |client| client.delete_volume(&name).await)?;
-            match output.output {
-                Format::Table => output::print(&format!("volume {name} deleted\n")),
-                Format::Json => Ok(()),
-            }
+            say(&output, &format!("volume {name} deleted\n"))
+        }
+    }
+}
+
+fn host(command: HostCommand, socket: &Path) -> Result<(), Failure> {
+    match command {
+        HostCommand::Add { nqn, output } => {
+            let host = Host { nqn };
+            let added = ask(socket, async |client| client.add_host(&host).await)?;
+            show(&output, &added, |host| format!("host {} added\n", host.nqn))
+        }
+        HostCommand::List(output) => {
+            let hosts = ask(socket, async |client| client.hosts().await)?;
+            show(&output, &hosts, |hosts| host_table(hosts))
+        }
+        HostCommand::Remove { nqn, output } => {
+            ask(socket, async |client| client.remove_host(&nqn).await)?;
+            say(&output, &format!("host {nqn} removed\n"))
         }
     }
 }
@@ -95,6 +127,14 @@ fn show<T: serde::Serialize>(
         Format::Table => text(answer),
         Format::Json => json(answer),
     })
+}
+
+/// For what the API answers nothing to: a word for people.
+fn say(output: &OutputArguments, text: &str) -> Result<(), Failure> {
+    match output.output {
+        Format::Table => output::print(text),
+        Format::Json => Ok(()),
+    }
 }
 
 fn status_text(status: &NodeStatus) -> String {
@@ -220,6 +260,14 @@ fn volume_table(volumes: &[Volume]) -> String {
     table.text()
 }
 
+fn host_table(hosts: &[Host]) -> String {
+    let mut table = Table::new(&["HOST"], &[]);
+    for host in hosts {
+        table.row(vec![host.nqn.clone()]);
+    }
+    table.text()
+}
+
 fn volume_text(volume: &Volume) -> String {
     facts(&[
         ("volume", volume.name.clone()),
@@ -228,7 +276,16 @@ fn volume_text(volume: &Volume) -> String {
         ("allocated", format_size(volume.allocated_bytes)),
         ("block", volume.logical_block_bytes.to_string()),
         ("access", access(volume).to_owned()),
+        ("hosts", hosts(volume)),
     ])
+}
+
+fn hosts(volume: &Volume) -> String {
+    match &volume.hosts {
+        None => "all".to_owned(),
+        Some(hosts) if hosts.is_empty() => "none".to_owned(),
+        Some(hosts) => hosts.iter().map(String::as_str).collect::<Vec<_>>().join(", "),
+    }
 }
 
 fn access(volume: &Volume) -> &'static str {

@@ -21,6 +21,7 @@ use crate::units;
 mod admin;
 mod banner;
 mod exit;
+mod export;
 mod output;
 mod serve;
 
@@ -132,6 +133,12 @@ enum Command {
     /// Volumes; each is an NBD export of its name and an NVMe namespace of its number
     #[command(subcommand, after_help = EXIT_CODES)]
     Volume(VolumeCommand),
+    /// How hosts get at a volume
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Export(ExportCommand),
+    /// Hosts that may connect over NVMe from anywhere
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Host(HostCommand),
 }
 
 /// How to print.
@@ -198,10 +205,56 @@ enum VolumeCommand {
         #[command(flatten)]
         output: OutputArguments,
     },
+    /// Say which hosts a volume is served to. One that is for some hosts only is not served over
+    /// NBD, whose clients have no name
+    Hosts {
+        /// Its name
+        name: String,
+        /// Serve it to these hosts only, which were added before
+        #[arg(long, value_name = "NQN", num_args = 1.., required_unless_present = "all")]
+        only: Vec<String>,
+        /// Serve it to every host that may connect, and over NBD
+        #[arg(long, conflicts_with = "only")]
+        all: bool,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
     /// Delete a volume and all its data, at once and for ever
     Delete {
         /// Its name
         name: String,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ExportCommand {
+    /// Print ready lines for nvme-cli, nbd-client, nbdtab, fstab and qemu
+    Show {
+        /// The volume's name
+        name: String,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum HostCommand {
+    /// Let a host connect from anywhere. Others may only from where nvme.unknown_hosts says: by
+    /// default, this machine
+    Add {
+        /// Its NVMe qualified name; a Linux host's is in /etc/nvme/hostnqn
+        nqn: String,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+    /// List the hosts that were added
+    List(OutputArguments),
+    /// Remove a host, also from every volume that is served to it, and end its connections
+    Remove {
+        /// Its NVMe qualified name
+        nqn: String,
         #[command(flatten)]
         output: OutputArguments,
     },

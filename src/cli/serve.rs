@@ -38,11 +38,10 @@ pub(super) fn run(data_dir: Option<PathBuf>, arguments: ServeArguments) -> Resul
 }
 
 async fn serve(config: Config) -> Result<(), Failure> {
-    let tls = config.nbd.tls.is_some();
     let node = Node::start(config).await?;
     let mut stop = StopSignals::listen()?;
     let status = node.management().status();
-    output::print(&banner::text(&status, &node.management().volumes(), tls))?;
+    output::print(&banner::text(&status, &node.management().volumes()))?;
     tracing::info!(pod = status.pod.uuid, epoch = status.pod.epoch, "serving");
     notify("READY=1");
 

@@ -5,6 +5,7 @@
 //! journal applies each change once.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -37,9 +38,20 @@ pub struct VolumeRecord {
     pub branch: u64,
     /// The layer it writes to.
     pub head: u64,
-    /// Which hosts share it how; catalogs older than the field have none.
+    /// The only hosts it is served to, by NQN; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<BTreeSet<String>>,
+    /// How hosts share it; catalogs older than the field have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reservations: Option<Reservations>,
+}
+
+/// A host that may connect from anywhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostRecord {
+    /// Its NVMe qualified name, by which it is known.
+    pub nqn: String,
 }
 
 /// Which hosts have registered with a volume, and whether one of them holds it.
@@ -130,6 +142,9 @@ pub struct Catalog {
     pub layers: BTreeMap<u64, LayerRecord>,
     /// By index.
     pub members: Vec<MemberRecord>,
+    /// By NQN.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hosts: BTreeMap<String, HostRecord>,
 }
 
 /// One change, as the journal carries it.
@@ -149,6 +164,20 @@ pub enum CatalogChange {
     DeleteVolume {
         /// Which.
         id: u64,
+    },
+    /// Says which hosts a volume is served to.
+    SetVolumeHosts {
+        /// Which.
+        id: u64,
+        /// See [`VolumeRecord::hosts`].
+        hosts: Option<BTreeSet<String>>,
+    },
+    /// A host may connect.
+    AddHost(HostRecord),
+    /// It may not any more, and is on no volume's list.
+    RemoveHost {
+        /// Which.
+        nqn: String,
     },
     /// Other registrations or another holder.
     SetReservations {
@@ -170,6 +199,7 @@ impl Catalog {
             volumes: BTreeMap::new(),
             layers: BTreeMap::new(),
             members,
+            hosts: BTreeMap::new(),
         }
     }
 
@@ -215,6 +245,21 @@ impl Catalog {
             CatalogChange::SetReservations { id, reservations } => {
                 if let Some(volume) = self.volumes.get_mut(id) {
                     volume.reservations = Some(reservations.clone());
+                }
+            }
+            CatalogChange::SetVolumeHosts { id, hosts } => {
+                if let Some(volume) = self.volumes.get_mut(id) {
+                    volume.hosts.clone_from(hosts);
+                }
+            }
+            CatalogChange::AddHost(host) => {
+                self.hosts.insert(host.nqn.clone(), host.clone());
+            }
+            CatalogChange::RemoveHost { nqn } => {
+                self.hosts.remove(nqn);
+                for volume in self.volumes.values_mut() {
+                    // A list that becomes empty admits nobody, not everybody.
+                    volume.hosts.as_mut().map(|hosts| hosts.remove(nqn));
                 }
             }
         }
@@ -275,6 +320,7 @@ mod tests {
             read_only: false,
             branch: id + 1,
             head: id + 2,
+            hosts: None,
             reservations: None,
         }
     }
@@ -320,7 +366,25 @@ mod tests {
         assert!(catalog.volumes.is_empty() && catalog.layers[&3].dropping);
         assert_eq!(catalog.next_id, 4);
         assert_eq!(CatalogChange::decode(&create.encode()).expect("own JSON"), create);
+        assert!(
+            !String::from_utf8(catalog.encode()).expect("JSON").contains("hosts"),
+            "as it was before there were any"
+        );
         let newer = CatalogChange::decode(br#"{"SplitVolume":{"id":1}}"#).expect_err("not known");
         assert_eq!(newer.kind(), ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn a_host_that_is_removed_leaves_every_list_and_opens_none() {
+        let mut catalog = Catalog::new(Vec::new());
+        catalog.apply(1, &CatalogChange::CreateVolume(volume(1, "db")));
+        catalog.apply(2, &CatalogChange::AddHost(HostRecord { nqn: "nqn.h".into() }));
+        let hosts = Some(BTreeSet::from(["nqn.h".to_owned()]));
+        catalog.apply(3, &CatalogChange::SetVolumeHosts { id: 1, hosts: hosts.clone() });
+        assert_eq!(Catalog::decode(&catalog.encode()).expect("own JSON"), catalog);
+        assert_eq!(catalog.volumes[&1].hosts, hosts);
+        catalog.apply(4, &CatalogChange::RemoveHost { nqn: "nqn.h".into() });
+        assert!(catalog.hosts.is_empty());
+        assert_eq!(catalog.volumes[&1].hosts, Some(BTreeSet::new()));
     }
 }

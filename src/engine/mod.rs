@@ -195,6 +195,9 @@ impl Engine {
             }
             CatalogChange::CreateVolume(_)
             | CatalogChange::ResizeVolume { .. }
+            | CatalogChange::SetVolumeHosts { .. }
+            | CatalogChange::AddHost(_)
+            | CatalogChange::RemoveHost { .. }
             | CatalogChange::SetReservations { .. } => {}
         }
         catalog.apply(lsn.0, &change);

@@ -18,12 +18,16 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::response::Response;
+use axum::routing::delete;
 use axum::routing::get;
+use axum::routing::put;
 use tokio::net::UnixListener;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use weft_api::CreateVolume;
+use weft_api::Host;
 use weft_api::ResizeVolume;
+use weft_api::VolumeHosts;
 
 use crate::env::LocalBoxFuture;
 use crate::error::Error;
@@ -64,7 +68,7 @@ pub struct NodeFacts {
     pub data_plane_threads: usize,
     /// Connections of hosts, now.
     pub connections: Box<dyn Fn() -> usize + Send + Sync>,
-    /// Ends the connections of volumes that were deleted.
+    /// Ends the NBD connections of volumes that were deleted, or are for named hosts only.
     pub end_orphans: Box<dyn Fn() + Send + Sync>,
     /// Where hosts connect.
     pub listeners: Vec<weft_api::Listener>,
@@ -149,6 +153,32 @@ impl Management {
         self.pod.call(resize).await?
     }
 
+    async fn set_hosts(&self, name: String, hosts: VolumeHosts) -> Result<VolumeInfo> {
+        let _change = self.changes.lock().await;
+        let set = move |pod: Arc<Pod>| -> LocalBoxFuture<Result<VolumeInfo>> {
+            Box::pin(async move { pod.set_volume_hosts(&name, hosts.hosts).await })
+        };
+        let volume = self.pod.call(set).await??;
+        (self.node.end_orphans)();
+        Ok(volume)
+    }
+
+    async fn add_host(&self, host: Host) -> Result<Host> {
+        let _change = self.changes.lock().await;
+        let add = move |pod: Arc<Pod>| -> LocalBoxFuture<Result<Host>> {
+            Box::pin(async move { pod.add_host(&host.nqn).await.map(|()| host) })
+        };
+        self.pod.call(add).await?
+    }
+
+    async fn remove_host(&self, nqn: String) -> Result<()> {
+        let _change = self.changes.lock().await;
+        let remove = move |pod: Arc<Pod>| -> LocalBoxFuture<Result<()>> {
+            Box::pin(async move { pod.remove_host(&nqn).await })
+        };
+        self.pod.call(remove).await?
+    }
+
     async fn delete(&self, name: String) -> Result<()> {
         let _change = self.changes.lock().await;
         self.find(&name)?;
@@ -200,6 +230,9 @@ fn router(management: Arc<Management>) -> Router {
         .route("/v1/devices", get(list_devices))
         .route("/v1/volumes", volumes)
         .route("/v1/volumes/{name}", volume)
+        .route("/v1/volumes/{name}/hosts", put(set_volume_hosts))
+        .route("/v1/hosts", get(list_hosts).post(add_host))
+        .route("/v1/hosts/{nqn}", delete(remove_host))
         .fallback(problem::no_such_path)
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -255,6 +288,39 @@ async fn delete_volume(
 ) -> Result<Response, Refusal> {
     management.delete(name.clone()).await?;
     tracing::info!(volume = name, "volume deleted");
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn set_volume_hosts(
+    State(management): Shared,
+    Path(name): Path<String>,
+    Json(request): Json<VolumeHosts>,
+) -> Result<Response, Refusal> {
+    let volume = management.set_hosts(name, request).await?;
+    tracing::info!(volume = volume.name, hosts = ?volume.hosts, "hosts of a volume set");
+    Ok(axum::Json(view::volume(&volume)).into_response())
+}
+
+async fn list_hosts(State(management): Shared) -> Response {
+    let hosts = management.pod.pod().hosts().into_iter();
+    axum::Json(hosts.map(|nqn| Host { nqn }).collect::<Vec<_>>()).into_response()
+}
+
+async fn add_host(
+    State(management): Shared,
+    Json(request): Json<Host>,
+) -> Result<Response, Refusal> {
+    let host = management.add_host(request).await?;
+    tracing::info!(host = host.nqn, "host added");
+    Ok((StatusCode::CREATED, axum::Json(host)).into_response())
+}
+
+async fn remove_host(
+    State(management): Shared,
+    Path(nqn): Path<String>,
+) -> Result<Response, Refusal> {
+    management.remove_host(nqn.clone()).await?;
+    tracing::info!(host = nqn, "host removed");
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -55,5 +55,6 @@ pub(super) fn volume(info: &VolumeInfo) -> weft_api::Volume {
         logical_block_bytes: info.logical_block_bytes,
         read_only: info.read_only,
         allocated_bytes: info.allocated_bytes,
+        hosts: info.hosts.clone(),
     }
 }

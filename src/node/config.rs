@@ -8,11 +8,13 @@ use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::path::PathBuf;
 
 use toml::Spanned;
 
+use crate::target::nvmf::subsystem::UnknownHosts;
 use crate::units;
 
 mod raw;
@@ -45,6 +47,8 @@ pub struct Config {
     pub data_plane_threads: Option<usize>,
     /// How hosts connect.
     pub nbd: NbdConfig,
+    /// What NVMe hosts find, however they connect.
+    pub nvme: NvmeConfig,
     /// How hosts connect by NVMe over TCP.
     pub nvme_tcp: NvmeTcpConfig,
     /// The API's Unix socket.
@@ -96,6 +100,17 @@ pub struct NbdConfig {
     pub connections_max: usize,
     /// TLS on TCP; `None`: off.
     pub tls: Option<TlsConfig>,
+}
+
+/// What NVMe hosts find, however they connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NvmeConfig {
+    /// The subsystem's name; `None`: made of the pod's identity.
+    pub subsystem_nqn: Option<String>,
+    /// Numbers for controllers.
+    pub controller_ids: RangeInclusive<u16>,
+    /// From where hosts may connect that were never added.
+    pub unknown_hosts: UnknownHosts,
 }
 
 /// How NVMe hosts connect over TCP.

@@ -61,6 +61,9 @@ impl Listeners {
         let mut listeners =
             Self { tcp: Vec::new(), nvme: Vec::new(), unix: Vec::new(), described: Vec::new() };
         listeners.open_nbd(config)?;
+        for listener in &mut listeners.described {
+            listener.tls = config.tls.is_some() && listener.transport == "tcp";
+        }
         let described = |addresses: &[SocketAddr], protocol: &'static str| {
             addresses.iter().map(move |address| (*address, protocol)).collect::<Vec<_>>()
         };
@@ -136,7 +139,7 @@ impl Listeners {
 
     fn describe(&mut self, protocol: &str, transport: &str, address: String) {
         let (protocol, transport) = (protocol.to_owned(), transport.to_owned());
-        self.described.push(weft_api::Listener { protocol, transport, address });
+        self.described.push(weft_api::Listener { protocol, transport, address, tls: false });
     }
 }
 

@@ -65,7 +65,7 @@ mod pod;
 use config::Config;
 use config::LogConfig;
 use config::NbdConfig;
-use config::NvmeTcpConfig;
+use config::NvmeConfig;
 use data_plane::Accepted;
 use data_plane::DataPlane;
 use data_plane::Targets;
@@ -134,7 +134,7 @@ impl Node {
         let engine = start_engine(Arc::clone(&directory), config.clone()).await?;
         let volumes = Arc::clone(engine.pod.pod()) as Arc<dyn VolumeDirectory>;
         let pod = engine.pod.pod().status().uuid;
-        let nvme_tcp = nvme_tcp_target(pod, Arc::clone(&volumes), &config.nvme_tcp, &listeners);
+        let nvme_tcp = nvme_tcp_target(pod, Arc::clone(&volumes), &config, &listeners);
         let targets = Targets { nbd: Arc::new(NbdTarget::new(volumes, nbd)), nvme_tcp };
         let data_plane = Arc::new(DataPlane::start(config.data_plane_threads, &targets)?);
         let facts = node_facts(&directory, &targets, &data_plane, &listeners);
@@ -320,16 +320,24 @@ fn nbd_options(config: &NbdConfig) -> Result<NbdOptions> {
 fn nvme_tcp_target(
     pod: Uuid,
     volumes: Arc<dyn VolumeDirectory>,
-    config: &NvmeTcpConfig,
+    config: &Config,
     listeners: &Listeners,
 ) -> Arc<NvmeTcpTarget> {
-    let advertised = match config.advertise.as_slice() {
+    let advertised = match config.nvme_tcp.advertise.as_slice() {
         [] => listeners.nvme_addresses(),
         given => given.to_vec(),
     };
-    let subsystem = Subsystem::new(volumes, SubsystemOptions { uuid: pod, advertised });
-    let options =
-        NvmeTcpOptions { connections_max: config.connections_max, ..NvmeTcpOptions::default() };
+    let NvmeConfig { subsystem_nqn, controller_ids, unknown_hosts } = config.nvme.clone();
+    let subsystem = SubsystemOptions {
+        uuid: pod,
+        nqn: subsystem_nqn,
+        controller_ids,
+        unknown_hosts,
+        advertised,
+    };
+    let subsystem = Subsystem::new(volumes, subsystem);
+    let connections_max = config.nvme_tcp.connections_max;
+    let options = NvmeTcpOptions { connections_max, ..NvmeTcpOptions::default() };
     Arc::new(NvmeTcpTarget::new(Arc::new(subsystem), options))
 }
 

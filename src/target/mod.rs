@@ -1,8 +1,9 @@
 //! Protocols we serve. Each is a module of its own and knows no other, and no storage word:
-//! what a target sees of storage is [`crate::volume::Volume`]. They share [`stream`] and
-//! [`gather`].
+//! what a target sees of storage is [`crate::volume::Volume`]. They share [`stream`],
+//! [`gather`] and [`handshakes`].
 
 pub mod gather;
+pub mod handshakes;
 pub mod nbd;
 pub mod nvmf;
 pub mod stream;

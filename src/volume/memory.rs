@@ -14,6 +14,7 @@
 //! [`MemoryVolume::hold`] (futures wait until released).
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -40,6 +41,7 @@ use crate::volume::Volume;
 use crate::volume::VolumeDirectory;
 use crate::volume::VolumeRef;
 use crate::volume::ZeroMode;
+use crate::volume::pieces_equal;
 use crate::volume::reservation::Access;
 use crate::volume::reservation::CurrentReservations;
 use crate::volume::reservation::Reservations;
@@ -63,6 +65,8 @@ pub struct MemoryVolume {
 
 /// What all who use a volume see alike.
 struct State {
+    /// The NQN of the only host it is served to, if not to all.
+    only_host: Mutex<Option<String>>,
     closed: AtomicBool,
     /// If set, `try_read` always asks for the slow path.
     misses: AtomicBool,
@@ -96,6 +100,7 @@ impl MemoryVolume {
             kept: BTreeMap::new(),
         };
         let state = State {
+            only_host: Mutex::new(None),
             closed: AtomicBool::new(false),
             misses: AtomicBool::new(false),
             failure: Mutex::new(None),
@@ -126,6 +131,12 @@ impl MemoryVolume {
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
+    }
+
+    /// Serves it to that host only, or to all. Its directory has to be told:
+    /// [`MemoryDirectory::announce`].
+    pub fn serve_only(&self, nqn: Option<&str>) {
+        *self.state.only_host.lock() = nqn.map(str::to_owned);
     }
 
     /// Fails every request from now on with `kind`, or none.
@@ -228,6 +239,11 @@ impl Volume for MemoryVolume {
         self.read_only
     }
 
+    fn admits(&self, host: Option<&str>) -> bool {
+        let only = self.state.only_host.lock();
+        only.as_deref().is_none_or(|only| host == Some(only))
+    }
+
     fn atomic_write_bytes(&self) -> u32 {
         ATOMIC_WRITE_BYTES
     }
@@ -284,6 +300,29 @@ impl Volume for MemoryVolume {
             content.check_range("write", offset, bytes_u64(data.len()))?;
             content.write(offset, &data);
             Ok(())
+        })
+    }
+
+    fn compare_and_write(
+        self: Arc<Self>,
+        offset: u64,
+        expected: Bytes,
+        data: Bytes,
+    ) -> LocalBoxFuture<Result<bool>> {
+        const OP: &str = "compare and write";
+        self.later(move |volume| {
+            volume.check(OP, true)?;
+            let mut content = volume.state.content.write();
+            volume.check_reservations(OP, Access::Write)?;
+            let end = offset.saturating_add(bytes_u64(data.len()));
+            content.check_range(OP, offset, bytes_u64(data.len()))?;
+            let mut stored = Vec::new();
+            content.read(offset, end, &mut stored);
+            let same = pieces_equal(&stored, &expected);
+            if same {
+                content.write(offset, &data);
+            }
+            Ok(same)
         })
     }
 
@@ -522,6 +561,8 @@ fn patched(page: Option<&Bytes>, within: usize, part: &[u8]) -> Bytes {
 pub struct MemoryDirectory {
     /// Guards the table for one lookup.
     volumes: RwLock<BTreeMap<String, VolumeRef>>,
+    /// Hosts that may connect from anywhere, by NQN.
+    hosts: RwLock<BTreeSet<String>>,
     changed: watch::Sender<u64>,
 }
 
@@ -529,7 +570,7 @@ impl MemoryDirectory {
     /// A directory of these volumes.
     pub fn new(volumes: impl IntoIterator<Item = VolumeRef>) -> Self {
         let table = volumes.into_iter().map(|volume| (volume.name(), volume)).collect();
-        Self { volumes: RwLock::new(table), changed: watch::Sender::default() }
+        Self { volumes: RwLock::new(table), ..Self::default() }
     }
 
     /// Adds a volume, in place of one of the same name.
@@ -545,7 +586,19 @@ impl MemoryDirectory {
         removed
     }
 
-    /// Tells those who watch that something changed: needed after a resize only.
+    /// Lets a host connect from anywhere, or only from this machine again.
+    pub fn set_host(&self, nqn: &str, known: bool) {
+        let mut hosts = self.hosts.write();
+        if known {
+            hosts.insert(nqn.to_owned());
+        } else {
+            hosts.remove(nqn);
+        }
+        drop(hosts);
+        self.announce();
+    }
+
+    /// Tells those who watch that something changed: needed after a change to a volume only.
     pub fn announce(&self) {
         self.changed.send_modify(|count| *count += 1);
     }
@@ -558,6 +611,10 @@ impl VolumeDirectory for MemoryDirectory {
 
     fn list(&self) -> Vec<VolumeRef> {
         self.volumes.read().values().cloned().collect()
+    }
+
+    fn knows_host(&self, nqn: &str) -> bool {
+        self.hosts.read().contains(nqn)
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -49,6 +49,20 @@ impl Piece {
     }
 }
 
+/// Whether the parts of a read's answer are these bytes.
+#[must_use]
+pub fn pieces_equal(pieces: &[Piece], expected: &[u8]) -> bool {
+    let mut rest = expected;
+    pieces.iter().all(|piece| {
+        let Some((part, after)) = rest.split_at_checked(piece.len()) else { return false };
+        rest = after;
+        match piece {
+            Piece::Zero(_) => part.iter().all(|byte| *byte == 0),
+            Piece::Data(bytes) => part == bytes,
+        }
+    }) && rest.is_empty()
+}
+
 /// How a range becomes zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ZeroMode {
@@ -93,6 +107,8 @@ pub trait Volume: Send + Sync {
     fn size_bytes(&self) -> u64;
     /// Whether writes are refused with `ReadOnly`.
     fn read_only(&self) -> bool;
+    /// Whether it is served to the host of that NQN; `None` is a client that has no name.
+    fn admits(&self, host: Option<&str>) -> bool;
     /// Largest write that is all-or-nothing.
     fn atomic_write_bytes(&self) -> u32;
     /// Set once the volume was deleted or the node stops: targets then end their sessions.
@@ -121,6 +137,14 @@ pub trait Volume: Send + Sync {
     fn read(self: Arc<Self>, offset: u64, bytes: u32) -> LocalBoxFuture<Result<Vec<Piece>>>;
     /// Writes `data`; durable and visible when it completes.
     fn write(self: Arc<Self>, offset: u64, data: Bytes) -> LocalBoxFuture<Result<()>>;
+    /// Writes `data` if the range holds `expected`, which is as long; else changes nothing and
+    /// returns false. No other request changes the range in between.
+    fn compare_and_write(
+        self: Arc<Self>,
+        offset: u64,
+        expected: Bytes,
+        data: Bytes,
+    ) -> LocalBoxFuture<Result<bool>>;
     /// Makes a range read as zero; durable and visible when it completes. Cost does not depend on
     /// the length, so it may cover the whole volume.
     fn zero(self: Arc<Self>, offset: u64, bytes: u64, mode: ZeroMode)
@@ -148,6 +172,9 @@ pub trait VolumeDirectory: Send + Sync {
     fn find(&self, name: &str) -> Option<VolumeRef>;
     /// All volumes, ordered by name.
     fn list(&self) -> Vec<VolumeRef>;
-    /// Changes whenever a volume was added, resized or removed, after it can be seen.
+    /// Whether a host of that NQN was added, so that it may connect from anywhere.
+    fn knows_host(&self, nqn: &str) -> bool;
+    /// Changes whenever a volume was added, resized or removed, or what hosts are served, after it
+    /// can be seen.
     fn changes(&self) -> watch::Receiver<u64>;
 }

@@ -3,6 +3,7 @@
 //! What the node and the management API see of one. Every size is in bytes.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -18,6 +19,7 @@ use super::pod_volume::PodVolume;
 use crate::device::DeviceRef;
 use crate::engine::Engine;
 use crate::engine::catalog::CatalogChange;
+use crate::engine::catalog::HostRecord;
 use crate::engine::catalog::VolumeRecord;
 use crate::engine::open::EngineFormat;
 use crate::engine::open::EngineOptions;
@@ -34,6 +36,10 @@ use crate::units::format_size;
 
 /// Largest volume: what the protocols and the map can address, with room to spare.
 pub const VOLUME_BYTES_MAX: u64 = MAP_BLOCKS_MAX * BLOCK_BYTES_U64;
+/// Hosts that may be added. Arbitrary: each is a few hundred bytes of the catalog.
+pub const HOSTS_MAX: usize = 1024;
+/// Hosts of one volume's list, so that any list fits a record of the journal.
+pub const VOLUME_HOSTS_MAX: usize = 128;
 /// Longest volume name, in bytes; the same as the management API's.
 pub const NAME_BYTES_MAX: usize = 64;
 
@@ -92,6 +98,8 @@ pub struct VolumeInfo {
     pub read_only: bool,
     /// Live blocks times 4096: what is stored, before compression and parity.
     pub allocated_bytes: u64,
+    /// The only hosts it is served to, by NQN; `None`: all, and clients without a name.
+    pub hosts: Option<BTreeSet<String>>,
 }
 
 /// A device as the pod sees it. Counters start at 0 with each open.
@@ -263,6 +271,7 @@ impl Pod {
             read_only: spec.read_only,
             branch: id + 1,
             head: id + 2,
+            hosts: None,
             reservations: None,
         };
         self.engine.change_catalog(&CatalogChange::CreateVolume(record.clone())).await?;
@@ -305,7 +314,89 @@ impl Pod {
         Ok(())
     }
 
-    /// Tells those who watch that a volume was added, resized or removed.
+    /// Says which hosts a volume is served to, by NQN: `None` for all, and for clients that have
+    /// no name. Durable when it returns, and seen by hosts at once.
+    ///
+    /// # Errors
+    /// `NotFound` for a volume or a host there is not, `InvalidRequest` for more than
+    /// [`VOLUME_HOSTS_MAX`].
+    pub async fn set_volume_hosts(
+        &self,
+        name: &str,
+        hosts: Option<BTreeSet<String>>,
+    ) -> Result<VolumeInfo> {
+        const OP: &str = "set the hosts of a volume";
+        let _one_at_a_time = self.changes.lock().await;
+        let volume = self.find_volume(name, OP)?;
+        if hosts.as_ref().is_some_and(|hosts| hosts.len() > VOLUME_HOSTS_MAX) {
+            return Err(Error::new(ErrorKind::InvalidRequest, OP).context(format_args!(
+                "a volume has at most {VOLUME_HOSTS_MAX} hosts of its own; or is for all"
+            )));
+        }
+        for nqn in hosts.iter().flatten() {
+            self.check_host_known(nqn, OP)?;
+        }
+        let change = CatalogChange::SetVolumeHosts { id: volume.id(), hosts: hosts.clone() };
+        self.engine.change_catalog(&change).await?;
+        volume.set_hosts(hosts);
+        self.announce();
+        self.info(name)
+    }
+
+    /// Lets a host connect from anywhere; durable when it returns.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for what is not an NQN, `Exists`, `NoSpace` if there are [`HOSTS_MAX`].
+    pub async fn add_host(&self, nqn: &str) -> Result<()> {
+        const OP: &str = "add host";
+        weft_api::check_nqn(nqn)
+            .map_err(|reason| Error::new(ErrorKind::InvalidRequest, OP).context(reason))?;
+        let _one_at_a_time = self.changes.lock().await;
+        if self.knows_host(nqn) {
+            return Err(Error::new(ErrorKind::Exists, OP).context(format_args!("host '{nqn}'")));
+        }
+        if self.hosts().len() >= HOSTS_MAX {
+            return Err(Error::new(ErrorKind::NoSpace, OP)
+                .context(format_args!("a pod has at most {HOSTS_MAX} hosts: remove one")));
+        }
+        let change = CatalogChange::AddHost(HostRecord { nqn: nqn.to_owned() });
+        self.engine.change_catalog(&change).await?;
+        self.announce();
+        Ok(())
+    }
+
+    /// Takes a host out, and off every volume's list; durable when it returns, and its connections
+    /// end unless hosts that were never added may connect from where it is.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn remove_host(&self, nqn: &str) -> Result<()> {
+        let _one_at_a_time = self.changes.lock().await;
+        self.check_host_known(nqn, "remove host")?;
+        let change = CatalogChange::RemoveHost { nqn: nqn.to_owned() };
+        self.engine.change_catalog(&change).await?;
+        self.volumes.read().values().for_each(|volume| volume.remove_host(nqn));
+        self.announce();
+        Ok(())
+    }
+
+    fn check_host_known(&self, nqn: &str, op: &'static str) -> Result<()> {
+        if self.knows_host(nqn) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::NotFound, op).context(format_args!(
+            "no host '{}': add it first, with `weft host add`",
+            nqn.escape_default()
+        )))
+    }
+
+    /// The hosts that were added, in order of NQN.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<String> {
+        self.engine.with_catalog(|catalog| catalog.hosts.keys().cloned().collect())
+    }
+
+    /// Tells those who watch that a volume was added, resized or removed, or who is served what.
     fn announce(&self) {
         self.changed.send_modify(|count| *count += 1);
     }
@@ -385,6 +476,10 @@ impl VolumeDirectory for Pod {
 
     fn list(&self) -> Vec<VolumeRef> {
         self.volumes.read().values().map(|volume| Arc::clone(volume) as VolumeRef).collect()
+    }
+
+    fn knows_host(&self, nqn: &str) -> bool {
+        self.engine.with_catalog(|catalog| catalog.hosts.contains_key(nqn))
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

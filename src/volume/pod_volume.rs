@@ -6,6 +6,7 @@
 //!   and until it is visible. So once new ones are published and the whole volume was held for a
 //!   moment, nothing they forbid can still happen.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,6 +15,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use bytes::BytesMut;
+use parking_lot::RwLock;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -22,6 +24,7 @@ use super::Piece;
 use super::Volume;
 use super::VolumeRef;
 use super::ZeroMode;
+use super::pieces_equal;
 use super::pod::VolumeInfo;
 use super::reservation::Access;
 use super::reservation::CurrentReservations;
@@ -64,9 +67,11 @@ pub struct PodVolume {
 
 /// What all who use a volume see alike.
 struct Shared {
-    /// As created; the size is in `size_bytes`.
+    /// As created; the size is in `size_bytes`, the hosts in `hosts`.
     record: VolumeRecord,
     size_bytes: AtomicU64,
+    /// The only hosts it is served to, by NQN; `None`: all.
+    hosts: RwLock<Option<BTreeSet<String>>>,
     closed: AtomicBool,
     reservations: CurrentReservations,
     /// Held from the look at the reservations until others are in force.
@@ -109,6 +114,7 @@ impl PodVolume {
         let shared = Shared {
             size_bytes: AtomicU64::new(record.size_bytes),
             record: record.clone(),
+            hosts: RwLock::new(record.hosts.clone()),
             closed: AtomicBool::new(false),
             reservations: CurrentReservations::new(reservations.unwrap_or_default()),
             reserving: tokio::sync::Mutex::default(),
@@ -127,7 +133,18 @@ impl PodVolume {
             logical_block_bytes: self.shared.record.logical_block_bytes,
             read_only: self.shared.record.read_only,
             allocated_bytes: self.layer.mapped_blocks.load(Ordering::Relaxed) * BLOCK_BYTES_U64,
+            hosts: self.shared.hosts.read().clone(),
         }
+    }
+
+    /// The new list is durable.
+    pub fn set_hosts(&self, hosts: Option<BTreeSet<String>>) {
+        *self.shared.hosts.write() = hosts;
+    }
+
+    /// The host is gone for good.
+    pub fn remove_host(&self, nqn: &str) {
+        self.shared.hosts.write().as_mut().map(|hosts| hosts.remove(nqn));
     }
 
     /// The resize is durable.
@@ -204,8 +221,30 @@ impl PodVolume {
     async fn write_range(&self, offset: u64, data: Bytes) -> Result<()> {
         let span = BlockSpan::of(offset, bytes_u64(data.len()));
         let hold = self.hold(&span, "write").await?;
+        self.write_held(&span, hold, data).await
+    }
+
+    async fn compare_and_write_range(
+        &self,
+        offset: u64,
+        expected: &[u8],
+        data: Bytes,
+    ) -> Result<bool> {
+        let bytes = bytes_u64(data.len());
+        let span = BlockSpan::of(offset, bytes);
+        // Who may write may read.
+        let hold = self.hold(&span, "compare and write").await?;
+        let stored = self.read_range(offset, bytes).await?;
+        if !pieces_equal(&stored, expected) {
+            return Ok(false);
+        }
+        self.write_held(&span, hold, data).await.map(|()| true)
+    }
+
+    /// Writes bytes that begin in the span's first block. `hold` is the range lock on it.
+    async fn write_held(&self, span: &BlockSpan, hold: Arc<RangeGuard>, data: Bytes) -> Result<()> {
         let whole = span.blocks() * BLOCK_BYTES_U64 == bytes_u64(data.len());
-        let data = if whole { data } else { self.widen(&span, data).await? };
+        let data = if whole { data } else { self.widen(span, data).await? };
         self.engine.write(&self.layer, hold, Lba(span.first), &data).await
     }
 
@@ -322,6 +361,11 @@ impl Volume for PodVolume {
         self.shared.record.read_only
     }
 
+    fn admits(&self, host: Option<&str>) -> bool {
+        let hosts = self.shared.hosts.read();
+        hosts.as_ref().is_none_or(|hosts| host.is_some_and(|host| hosts.contains(host)))
+    }
+
     fn atomic_write_bytes(&self) -> u32 {
         u32::try_from(ATOMIC_WRITE_BYTES).expect("64 KiB")
     }
@@ -381,6 +425,29 @@ impl Volume for PodVolume {
                 return Ok(());
             }
             self.write_range(offset, data).await
+        })
+    }
+
+    fn compare_and_write(
+        self: Arc<Self>,
+        offset: u64,
+        expected: Bytes,
+        data: Bytes,
+    ) -> LocalBoxFuture<Result<bool>> {
+        const OP: &str = "compare and write";
+        Box::pin(async move {
+            self.check_write(offset, bytes_u64(data.len()), OP)?;
+            if expected.len() != data.len() {
+                return Err(Error::new(ErrorKind::InvalidRequest, OP).context(format_args!(
+                    "{} bytes to compare and {} to write",
+                    expected.len(),
+                    data.len()
+                )));
+            }
+            if data.is_empty() {
+                return Ok(true);
+            }
+            self.compare_and_write_range(offset, &expected, data).await
         })
     }
 

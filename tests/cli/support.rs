@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::BufRead;
 use std::io::BufReader;
+use std::io::Read;
+use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
@@ -201,4 +203,22 @@ impl Drop for Node {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Types of replies to an NBD option.
+pub const REPLY_INFO: u32 = 3;
+pub const ERROR_POLICY: u32 = 0x8000_0002;
+pub const ERROR_TLS_REQUIRED: u32 = 0x8000_0005;
+
+/// Asks an NBD listener for vol0 in plain text and returns the type of the first reply.
+pub fn plain_answer(mut stream: impl Read + Write) -> u32 {
+    let mut greeting = [0; 18];
+    stream.read_exact(&mut greeting).expect("greeted");
+    let data = [&[0, 0, 0, 4][..], b"vol0", &[0, 0]].concat();
+    let length = u32::try_from(data.len()).expect("short").to_be_bytes();
+    let option = [&[0, 0, 0, 3][..], b"IHAVEOPT", &[0, 0, 0, 7], &length, &data].concat();
+    stream.write_all(&option).expect("sent");
+    let mut reply = [0; 20];
+    stream.read_exact(&mut reply).expect("answered");
+    u32::from_be_bytes(*reply[12..].first_chunk().expect("long enough"))
 }

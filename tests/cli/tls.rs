@@ -1,29 +1,14 @@
 //! TLS that is required: of hosts on TCP, never of those on the Unix socket.
 
 use std::fs;
-use std::io::Read;
-use std::io::Write;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 
+use crate::support::ERROR_TLS_REQUIRED;
 use crate::support::Node;
+use crate::support::REPLY_INFO;
 use crate::support::Scratch;
-
-const REPLY_INFO: u32 = 3;
-const ERROR_TLS_REQUIRED: u32 = 0x8000_0005;
-
-/// Asks for vol0 in plain text and returns the type of the first reply.
-fn plain_answer(mut stream: impl Read + Write) -> u32 {
-    let mut greeting = [0; 18];
-    stream.read_exact(&mut greeting).expect("greeted");
-    let data = [&[0, 0, 0, 4][..], b"vol0", &[0, 0]].concat();
-    let length = u32::try_from(data.len()).expect("short").to_be_bytes();
-    let option = [&[0, 0, 0, 3][..], b"IHAVEOPT", &[0, 0, 0, 7], &length, &data].concat();
-    stream.write_all(&option).expect("sent");
-    let mut reply = [0; 20];
-    stream.read_exact(&mut reply).expect("answered");
-    u32::from_be_bytes(*reply[12..].first_chunk().expect("long enough"))
-}
+use crate::support::plain_answer;
 
 #[test]
 fn required_tls_is_for_tcp_and_the_unix_socket_stays_plain() {

@@ -1,7 +1,12 @@
 //! Volumes by the command line, and the exit codes scripts rely on.
 
+use std::os::unix::net::UnixStream;
+
+use crate::support::ERROR_POLICY;
 use crate::support::Node;
+use crate::support::REPLY_INFO;
 use crate::support::Scratch;
+use crate::support::plain_answer;
 use crate::support::text;
 use crate::support::weft;
 
@@ -49,6 +54,34 @@ fn a_volume_lives_from_create_to_delete() {
 }
 
 #[test]
+fn hosts_are_added_and_a_volume_is_for_some_of_them() {
+    let scratch = Scratch::new();
+    let node = Node::start(&scratch, &scratch.small());
+    let nqn = "nqn.2014-08.org.nvmexpress:uuid:6a3f6f0c-1d2e-4c57-9f0a-0e5a5d0e2f6b";
+    assert_eq!(node.json(&["host", "list"]), serde_json::json!([]));
+    assert_eq!(node.json(&["host", "add", nqn])["nqn"], nqn);
+    assert_eq!(node.json(&["host", "list"]), serde_json::json!([{ "nqn": nqn }]));
+
+    let export = || plain_answer(UnixStream::connect(node.data.join("nbd.sock")).expect("listens"));
+    assert_eq!(node.json(&["volume", "show", "vol0"])["hosts"], serde_json::Value::Null);
+    assert_eq!(export(), REPLY_INFO);
+    let shown = node.json(&["volume", "hosts", "vol0", "--only", nqn]);
+    assert_eq!(shown["hosts"], serde_json::json!([nqn]));
+    assert!(node.weft(&["volume", "show", "vol0"]).out.contains(nqn));
+    assert_eq!(export(), ERROR_POLICY, "clients of NBD have no name");
+    let shown = node.json(&["export", "show", "vol0"]);
+    assert_eq!(shown["nbd"], serde_json::json!([]));
+    assert_eq!(shown["nvme"][0]["config_json"][0]["hostnqn"], nqn);
+    assert!(node.weft(&["export", "show", "vol0"]).out.contains("not served over NBD"));
+    assert_eq!(node.weft(&["host", "remove", nqn]).code, Some(0));
+    assert_eq!(node.json(&["volume", "show", "vol0"])["hosts"], serde_json::json!([]));
+    assert_eq!(export(), ERROR_POLICY, "an empty list admits nobody");
+    node.json(&["volume", "hosts", "vol0", "--all"]);
+    assert_eq!(export(), REPLY_INFO);
+    node.stop();
+}
+
+#[test]
 fn every_refusal_has_its_exit_code() {
     let scratch = Scratch::new();
     let node = Node::start(&scratch, &scratch.small());
@@ -57,12 +90,19 @@ fn every_refusal_has_its_exit_code() {
         (4, &["volume", "show", "nope"], "not found"),
         (4, &["volume", "resize", "nope", "--size", "1GiB"], "not found"),
         (4, &["volume", "delete", "nope"], "not found"),
+        (4, &["export", "show", "nope"], "not found"),
         (2, &["volume", "resize", "vol0", "--size", "1GiB"], "smaller"),
         (2, &["volume", "create", "a/b", "--size", "1GiB"], "'a/b'"),
         (2, &["volume", "create", "a", "--size", "1000"], "multiple of 4 KiB"),
         (2, &["volume", "create", "a", "--size", "1GiB", "--block-size", "1024"], "512 or 4096"),
         (2, &["volume", "create", "a", "--size", "ten"], "not a size"),
         (2, &["volume", "create", "a"], "--size"),
+        (2, &["host", "add", "iqn.x"], "qualified name"),
+        (4, &["host", "remove", "nqn.x"], "no host"),
+        (4, &["volume", "hosts", "vol0", "--only", "nqn.x"], "host add"),
+        (4, &["volume", "hosts", "nope", "--all"], "not found"),
+        (2, &["volume", "hosts", "vol0"], "--only"),
+        (2, &["volume", "hosts", "vol0", "--all", "--only", "nqn.x"], "--all"),
         (2, &["volumes"], "unrecognized"),
         (2, &["--nbd", "127.0.0.1:0", "status"], "--nbd"),
     ] {

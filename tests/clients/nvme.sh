@@ -45,6 +45,13 @@ fi
 if asked DELETE; then
     weft volume delete passing >/dev/null
 fi
+if asked MASK; then
+    weft host add nqn.2026-01.org.example:another >/dev/null
+    weft volume hosts disk --only nqn.2026-01.org.example:another >/dev/null
+fi
+if asked UNMASK; then
+    weft volume hosts disk --all >/dev/null
+fi
 if asked 'KILL AND'; then
     kill_server
     start_server

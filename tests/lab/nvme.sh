@@ -177,6 +177,7 @@ expect nvme compare "$device" --start-block=614400 --block-count=7 --data-size=4
 expect nvme write-zeroes "$device" --start-block=614400 --block-count=7
 ! dd if="$device" bs=4096 skip=76800 count=1 iflag=direct status=none | tr -d '\0' | grep -q . ||
     fail 'not zero'
+expect nvme verify "$device" --start-block=0 --block-count=65535
 expect nvme dsm "$device" --ad --slbs=614408 --blocks=8
 expect nvme flush "$device"
 [ "$bytes" -gt 0 ]
@@ -216,6 +217,13 @@ fewer() {
 eventually more
 echo 'ASK DELETE'
 eventually fewer
+
+step 'the volume is for another host, and then for all'
+echo 'ASK MASK'
+eventually gone "$UUID"
+echo 'ASK UNMASK'
+eventually attached "$UUID"
+device=$(device_of "$UUID")
 
 step 'controller reset under I/O'
 dd if=/dev/zero of="$device" bs=64k count=1500 seek=2000 oflag=direct status=none &

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 use weft::target::nvmf::subsystem::Subsystem;
 use weft::target::nvmf::subsystem::SubsystemOptions;
+use weft::target::nvmf::subsystem::UnknownHosts;
 use weft::target::nvmf::tcp::NvmeTcpOptions;
 use weft::target::nvmf::tcp::NvmeTcpTarget;
 use weft::volume::memory::MemoryDirectory;
@@ -57,9 +58,14 @@ pub struct Served {
 }
 
 pub fn serve(options: NvmeTcpOptions) -> Served {
+    serve_to(UnknownHosts::Loopback, options)
+}
+
+/// The same, for hosts that were not added from there.
+pub fn serve_to(unknown_hosts: UnknownHosts, options: NvmeTcpOptions) -> Served {
     let volume = Arc::new(MemoryVolume::new("v", 64 << 20));
     let directory = Arc::new(MemoryDirectory::new([Arc::clone(&volume) as _]));
-    let subsystem = SubsystemOptions { uuid: Uuid::from_u128(7), advertised: Vec::new() };
+    let subsystem = SubsystemOptions { unknown_hosts, ..SubsystemOptions::new(Uuid::from_u128(7)) };
     let subsystem = Subsystem::new(Arc::clone(&directory) as _, subsystem);
     let nqn = subsystem.nqn().to_owned();
     let target = Arc::new(NvmeTcpTarget::new(Arc::new(subsystem), options));

@@ -20,6 +20,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) nbd: Nbd,
     #[serde(default)]
+    pub(super) nvme: Nvme,
+    #[serde(default)]
     pub(super) nvme_tcp: NvmeTcp,
     #[serde(default)]
     pub(super) api: Api,
@@ -68,6 +70,15 @@ pub(super) struct Nbd {
     pub(super) connections_max: Given<usize>,
     #[serde(default)]
     pub(super) tls: Tls,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nvme {
+    pub(super) subsystem_nqn: Given<String>,
+    pub(super) controller_id_min: Given<usize>,
+    pub(super) controller_id_max: Given<usize>,
+    pub(super) unknown_hosts: Given<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

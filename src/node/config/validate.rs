@@ -15,6 +15,7 @@ use super::FirstVolume;
 use super::Given;
 use super::LogConfig;
 use super::NbdConfig;
+use super::NvmeConfig;
 use super::NvmeTcpConfig;
 use super::Overrides;
 use super::PodConfig;
@@ -23,6 +24,9 @@ use super::SizeText;
 use super::TlsConfig;
 use super::Wrong;
 use super::raw;
+use crate::target::nvmf::subsystem::CONTROLLER_ID_MAX;
+use crate::target::nvmf::subsystem::DISCOVERY_NQN;
+use crate::target::nvmf::subsystem::UnknownHosts;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::IO_ALIGN;
 use crate::units::format_size;
@@ -47,6 +51,7 @@ pub(super) fn validate(file: raw::File, overrides: Overrides) -> Result<Config, 
             .unwrap_or(256 << 20),
         data_plane_threads: threads(file.threads)?,
         nbd: nbd(file.nbd, overrides.nbd, &data_dir)?,
+        nvme: nvme(file.nvme)?,
         nvme_tcp: nvme_tcp(file.nvme_tcp, overrides.nvme_tcp)?,
         api_socket: socket("api.socket", file.api.socket, || data_dir.join("weft.sock"))?
             .ok_or_else(|| wrong(api_at, "api.socket", "the API needs a socket"))?,
@@ -184,6 +189,43 @@ fn nbd(raw: raw::Nbd, listen: Option<SocketAddr>, data_dir: &Path) -> Result<Nbd
         connections_max: connections,
         tls: tls(raw.tls)?,
     })
+}
+
+fn nvme(raw: raw::Nvme) -> Result<NvmeConfig, Wrong> {
+    const NQN: &str = "nvme.subsystem_nqn";
+    const LEAST: &str = "nvme.controller_id_min";
+    const MOST: &str = "nvme.controller_id_max";
+    let (nqn, nqn_at) = split(raw.subsystem_nqn);
+    let subsystem_nqn = nqn.filter(|nqn| nqn != AUTO);
+    if let Some(nqn) = &subsystem_nqn {
+        weft_api::check_nqn(nqn).map_err(|reason| wrong(nqn_at.clone(), NQN, reason))?;
+        if nqn == DISCOVERY_NQN {
+            return Err(wrong(
+                nqn_at,
+                NQN,
+                "is the name of discovery, which every node answers to",
+            ));
+        }
+    }
+    let least_at = span(&raw.controller_id_min);
+    let ids = 1..=usize::from(CONTROLLER_ID_MAX);
+    let least = number(LEAST, raw.controller_id_min, ids.clone())?.unwrap_or(1);
+    let most = number(MOST, raw.controller_id_max, ids)?.unwrap_or(CONTROLLER_ID_MAX.into());
+    if least > most {
+        return Err(wrong(least_at, LEAST, format!("must not be above {MOST}, which is {most}")));
+    }
+    let id = |value| u16::try_from(value).expect("at most CONTROLLER_ID_MAX");
+    let (unknown, unknown_at) = split(raw.unknown_hosts);
+    let unknown_hosts = match unknown.as_deref() {
+        None | Some("loopback") => UnknownHosts::Loopback,
+        Some("refused") => UnknownHosts::Refused,
+        Some("anywhere") => UnknownHosts::Anywhere,
+        Some(other) => {
+            let reason = format!("'{other}' is none of \"refused\", \"loopback\" and \"anywhere\"");
+            return Err(wrong(unknown_at, "nvme.unknown_hosts", reason));
+        }
+    };
+    Ok(NvmeConfig { subsystem_nqn, controller_ids: id(least)..=id(most), unknown_hosts })
 }
 
 fn nvme_tcp(raw: raw::NvmeTcp, listen: Option<SocketAddr>) -> Result<NvmeTcpConfig, Wrong> {

@@ -268,12 +268,17 @@ impl Handshake {
         }
     }
 
-    /// Finds an export; the empty name is the first one.
+    /// Finds an export; the empty name is the first one. A volume for named hosts is none: a
+    /// client of NBD has no name.
     fn find(&self, name: &str) -> Option<VolumeRef> {
         match self.directory.find(name) {
-            None if name.is_empty() => self.directory.list().into_iter().next(),
-            found => found,
+            None if name.is_empty() => self.exports().next(),
+            found => found.filter(|volume| volume.admits(None)),
         }
+    }
+
+    fn exports(&self) -> impl Iterator<Item = VolumeRef> {
+        self.directory.list().into_iter().filter(|volume| volume.admits(None))
     }
 
     fn negotiated(&self, name: &str, volume: VolumeRef) -> Negotiated {
@@ -321,7 +326,11 @@ impl Handshake {
             return None;
         };
         let Some(volume) = self.find(&request.export) else {
-            reply.error(OptionError::Unknown, "no export of that name");
+            if self.directory.find(&request.export).is_some() {
+                reply.error(OptionError::Policy, "the volume is served to some NVMe hosts only");
+            } else {
+                reply.error(OptionError::Unknown, "no export of that name");
+            }
             return None;
         };
         if volume.closed() {
@@ -352,7 +361,7 @@ impl Handshake {
             reply.error(OptionError::Policy, "listing exports is turned off");
             return;
         }
-        for volume in self.directory.list() {
+        for volume in self.exports() {
             reply.server(&volume.name());
         }
         reply.ack();

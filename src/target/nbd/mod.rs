@@ -21,7 +21,6 @@ use std::future::poll_fn;
 use std::io;
 use std::io::IoSlice;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -31,6 +30,8 @@ use tokio::time;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::target::handshakes::Handshakes;
+use crate::target::handshakes::Slot;
 use crate::target::nbd::connection::Connection;
 use crate::target::nbd::connection::End;
 use crate::target::nbd::connection::Limits;
@@ -75,7 +76,7 @@ const RECEIVED_BYTES_MAX: usize = OPTION_HEADER_BYTES + OPTION_DATA_BYTES_MAX as
 pub struct NbdOptions {
     /// Connections at once; further ones are closed when accepted.
     pub connections_max: usize,
-    /// Of these, how many may be in the handshake.
+    /// Of these, how many may be in the handshake; if more come, the oldest is dropped.
     pub handshakes_max: usize,
     /// Time from accept to the choice of an export.
     pub handshake_timeout: Duration,
@@ -125,7 +126,7 @@ pub struct NbdTarget {
     counters: TargetCounters,
     /// By export name, the canonical one. Grows with names served, never shrinks.
     exports: Mutex<BTreeMap<String, Arc<ExportCounters>>>,
-    handshakes_open: AtomicU64,
+    handshakes: Arc<Handshakes>,
     signal: watch::Sender<Signal>,
 }
 
@@ -142,10 +143,10 @@ impl NbdTarget {
         );
         Self {
             directory,
+            handshakes: Handshakes::new(options.handshakes_max),
             options,
             counters: TargetCounters::default(),
             exports: Mutex::default(),
-            handshakes_open: AtomicU64::new(0),
             signal: watch::Sender::default(),
         }
     }
@@ -163,8 +164,8 @@ impl NbdTarget {
         exports.iter().map(|(name, counters)| (name.clone(), Arc::clone(counters))).collect()
     }
 
-    /// Ends sessions of volumes that are closed by now. Call it after deleting one: sessions in
-    /// use notice by themselves, idle ones do not.
+    /// Ends sessions of volumes that are closed by now, or not for NBD any more. Call it after
+    /// deleting one: sessions in use notice by themselves, idle ones do not.
     pub fn sweep(&self) {
         self.signal.send_modify(|signal| signal.sweeps += 1);
     }
@@ -197,12 +198,8 @@ impl NbdTarget {
 
     /// The life of a connection: handshake, perhaps TLS and the handshake again, transmission.
     async fn serve_socket(&self, mut socket: Socket, signal: watch::Receiver<Signal>) {
-        let slot = Open::new(&self.handshakes_open);
-        if bytes_usize(self.handshakes_open.load(Ordering::Relaxed)) > self.options.handshakes_max {
-            self.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
         let mut haggling = Haggling {
+            slot: self.handshakes.begin(),
             deadline: time::Instant::now() + self.options.handshake_timeout,
             signal,
             received: Vec::new(),
@@ -216,12 +213,10 @@ impl NbdTarget {
         );
         match haggling.run(&mut socket, &mut handshake).await {
             Ok(Haggled::Agreed(negotiated)) => {
-                drop(slot);
                 self.transmit(socket, haggling, negotiated).await;
             }
             Ok(Haggled::StartTls) => match self.secure(socket, handshake, &mut haggling).await {
                 Ok(Some((stream, negotiated))) => {
-                    drop(slot);
                     self.transmit(stream, haggling, negotiated).await;
                 }
                 Ok(None) => {}
@@ -265,7 +260,8 @@ impl NbdTarget {
 
     /// The transmission phase, to its end.
     async fn transmit<S: ByteStream>(&self, stream: S, haggled: Haggling, agreed: Negotiated) {
-        let Haggling { mut signal, received, .. } = haggled;
+        let Haggling { slot, mut signal, received, .. } = haggled;
+        drop(slot);
         let export = agreed.volume.name();
         let counters = Arc::clone(self.exports.lock().entry(export.clone()).or_default());
         counters.connections_total.fetch_add(1, Ordering::Relaxed);
@@ -301,7 +297,7 @@ impl NbdTarget {
         loop {
             // Before waiting for a change: one may have come during the handshake.
             let stopping = signal.borrow_and_update().stopping;
-            if deadline.is_none() && (stopping || connection.session().volume_closed()) {
+            if deadline.is_none() && (stopping || connection.session().volume_gone()) {
                 connection.session().end();
                 deadline = Some(time::Instant::now() + self.options.shutdown_timeout);
             }
@@ -333,6 +329,7 @@ enum Haggled {
 
 /// A handshake's buffers and limits, over plain text and TLS alike.
 struct Haggling {
+    slot: Slot,
     deadline: time::Instant,
     signal: watch::Receiver<Signal>,
     /// Received and not yet taken; at most [`RECEIVED_BYTES_MAX`].
@@ -342,12 +339,13 @@ struct Haggling {
 }
 
 impl Haggling {
-    /// Runs `work` until the deadline or until the node stops.
+    /// Runs `work` until the deadline, until others need the place, or until the node stops.
     async fn limited<T>(&mut self, work: impl Future<Output = T>) -> Result<T, String> {
         tokio::select! {
             biased;
             done = work => Ok(done),
             _ = self.signal.wait_for(|signal| signal.stopping) => Err("node stops".to_owned()),
+            () = self.slot.evicted() => Err("too many others came meanwhile".to_owned()),
             () = time::sleep_until(self.deadline) => Err("handshake took too long".to_owned()),
         }
     }

@@ -85,10 +85,10 @@ impl Session {
         self.ending
     }
 
-    /// Whether the volume went away, of which an idle session has to be told.
+    /// Whether the volume went away, or is not for clients of NBD any more.
     #[must_use]
-    pub fn volume_closed(&self) -> bool {
-        self.volume.closed()
+    pub fn volume_gone(&self) -> bool {
+        self.volume.closed() || !self.volume.admits(None)
     }
 
     /// What was counted since the last call.

@@ -9,7 +9,6 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use uuid::Uuid;
 
 use crate::target::nvmf::controller::Controller;
 use crate::target::nvmf::controller::IO_QUEUES_MAX;
+use crate::target::nvmf::controller::Identity;
 use crate::target::nvmf::controller::Kind;
 use crate::target::nvmf::identify;
 use crate::target::nvmf::identify::DISCOVERY_EVENTS_SUPPORTED;
@@ -34,6 +34,7 @@ use crate::target::nvmf::status::Status;
 use crate::target::nvmf::subsystem::Namespace;
 use crate::target::nvmf::subsystem::Namespaces;
 use crate::target::nvmf::subsystem::Subsystem;
+use crate::target::nvmf::transport::Path;
 use crate::target::nvmf::wire::Sqe;
 use crate::target::nvmf::wire::opcode;
 use crate::units::bytes_usize;
@@ -44,6 +45,8 @@ const EVENT_NAMESPACE_CHANGED: u64 = 0x0004_0002;
 /// Reservation Log Page Available: of the I/O command set, whose details are in the log of
 /// notifications. (NVMe Base 1.4, figures 146 and 150)
 const EVENT_RESERVATION: u64 = 0x0080_0006;
+/// Discovery Log Page Change. (NVMe-oF 1.1, 5.4)
+const EVENT_DISCOVERY_CHANGED: u64 = 0x0070_f002;
 /// Every namespace.
 const NSID_ALL: u32 = u32::MAX;
 /// Granularity of the keep-alive timeout (KAS), in ms.
@@ -80,7 +83,7 @@ pub enum Answer {
 
 /// What an admin queue remembers.
 pub struct Admin {
-    portal: SocketAddr,
+    path: Path,
     /// Event requests without an event, oldest first.
     event_requests: VecDeque<u16>,
     /// Which events the host wants.
@@ -89,7 +92,11 @@ pub struct Admin {
     known: BTreeMap<u32, (Uuid, u64, bool)>,
     /// Those that changed since the host last read their log.
     changed: BTreeSet<u32>,
-    /// They changed since the last event.
+    /// The discovery log as it was when it last changed, of a discovery controller.
+    discovery_log: Vec<u8>,
+    /// How often it has changed.
+    discovery_generation: u64,
+    /// Either changed since the last event.
     to_tell: bool,
     /// The host was told and has not read the log yet.
     told: bool,
@@ -98,15 +105,22 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// A queue that was just connected, to the listener at `portal`.
+    /// A queue that was just connected.
     #[must_use]
-    pub fn new(kind: Kind, namespaces: &Namespaces, portal: SocketAddr) -> Self {
+    pub fn new(
+        subsystem: &Subsystem,
+        identity: &Identity,
+        namespaces: &Namespaces,
+        path: Path,
+    ) -> Self {
         Self {
-            portal,
+            path,
             event_requests: VecDeque::new(),
-            events_enabled: events_supported(kind),
+            events_enabled: events_supported(identity.kind),
             known: known(namespaces),
             changed: BTreeSet::new(),
+            discovery_log: log_page::discovery(subsystem, &identity.host_nqn, path, 0),
+            discovery_generation: 1,
             to_tell: false,
             told: false,
             told_of_reservations: false,
@@ -114,12 +128,31 @@ impl Admin {
     }
 
     /// Forgets what a reset of the controller voids: event requests are dropped unanswered.
-    pub fn reset(&mut self, kind: Kind, namespaces: &Namespaces) {
-        *self = Self::new(kind, namespaces, self.portal);
+    pub fn reset(&mut self, subsystem: &Subsystem, identity: &Identity, namespaces: &Namespaces) {
+        *self = Self::new(subsystem, identity, namespaces, self.path);
     }
 
-    /// Compares the namespaces with what the host knows.
-    pub fn namespaces_changed(&mut self, namespaces: &Namespaces) {
+    /// Compares what there is with what the host knows.
+    pub fn directory_changed(
+        &mut self,
+        subsystem: &Subsystem,
+        identity: &Identity,
+        namespaces: &Namespaces,
+    ) {
+        match identity.kind {
+            Kind::Io => self.namespaces_changed(namespaces),
+            Kind::Discovery => {
+                let log = log_page::discovery(subsystem, &identity.host_nqn, self.path, 0);
+                if log != self.discovery_log {
+                    self.discovery_log = log;
+                    self.discovery_generation += 1;
+                    self.to_tell = true;
+                }
+            }
+        }
+    }
+
+    fn namespaces_changed(&mut self, namespaces: &Namespaces) {
         let now = known(namespaces);
         let before = std::mem::take(&mut self.known);
         let nsids: BTreeSet<u32> = before.keys().chain(now.keys()).copied().collect();
@@ -137,11 +170,15 @@ impl Admin {
         if self.event_requests.is_empty() {
             return None;
         }
-        let wanted = self.events_enabled & EVENTS_SUPPORTED != 0;
+        let kind = controller.identity().kind;
+        let wanted = self.events_enabled & events_supported(kind) != 0;
         let event = if self.to_tell && wanted && !self.told {
             self.to_tell = false;
             self.told = true;
-            EVENT_NAMESPACE_CHANGED
+            match kind {
+                Kind::Io => EVENT_NAMESPACE_CHANGED,
+                Kind::Discovery => EVENT_DISCOVERY_CHANGED,
+            }
         } else if !self.told_of_reservations && controller.with_notices(|notices| notices.any()) {
             self.told_of_reservations = true;
             EVENT_RESERVATION
@@ -200,13 +237,14 @@ impl Admin {
         namespaces: &Namespaces,
         sqe: &Sqe,
     ) -> Result<Answer, Status> {
-        let (kind, id) = (controller.identity().kind, sqe.u8(40));
+        let (identity, id) = (controller.identity(), sqe.u8(40));
         let keep_event = sqe.u8(41) & 0x80 != 0;
         let log_specific = sqe.u8(41) & 0x7f;
-        let page = match (kind, id) {
+        let page = match (identity.kind, id) {
             (_, log_page::id::ERROR) => log_page::error(),
             (Kind::Discovery, log_page::id::DISCOVERY) => {
-                log_page::discovery(subsystem, self.portal)
+                let generation = self.discovery_generation;
+                log_page::discovery(subsystem, &identity.host_nqn, self.path, generation)
             }
             (Kind::Io, log_page::id::SMART) => log_page::smart(subsystem.counters()),
             (Kind::Io, log_page::id::FIRMWARE_SLOT) => log_page::firmware_slot(),
@@ -229,7 +267,8 @@ impl Admin {
         let taken = rest.len().min(length);
         let mut data = rest[..taken].to_vec();
         data.resize(length, 0);
-        if id == log_page::id::CHANGED_NAMESPACES && !keep_event {
+        let tells = matches!(id, log_page::id::CHANGED_NAMESPACES | log_page::id::DISCOVERY);
+        if tells && !keep_event {
             self.changed.clear();
             self.told = false;
         }

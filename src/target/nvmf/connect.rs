@@ -1,5 +1,6 @@
 //! The fabrics Connect command: what the host asks for, and whether it gets it. (NVMe-oF 1.1, 3.3)
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,8 +57,13 @@ struct Data<'a> {
     host_nqn: &'a str,
 }
 
-/// Admits a queue or refuses it.
-pub fn connect(subsystem: &Subsystem, sqe: &Sqe, data: &[u8]) -> Result<Connected, Refused> {
+/// Admits a queue or refuses it. `from` is where the host is.
+pub fn connect(
+    subsystem: &Subsystem,
+    from: IpAddr,
+    sqe: &Sqe,
+    data: &[u8],
+) -> Result<Connected, Refused> {
     if sqe.u16(40) != 0 {
         return Err(refused(Status::CONNECT_FORMAT));
     }
@@ -72,6 +78,12 @@ pub fn connect(subsystem: &Subsystem, sqe: &Sqe, data: &[u8]) -> Result<Connecte
         nqn if nqn == subsystem.nqn() => Kind::Io,
         _ => return Err(in_data(DATA_SUBSYSTEM_NQN)),
     };
+    // The discovery log is for all; it names the subsystem only to hosts that are let in.
+    if kind == Kind::Io && !subsystem.admits(data.host_nqn, from) {
+        tracing::info!(host = data.host_nqn, %from, "NVMe host is not let in: `weft host add` adds it");
+        let (status, result) = (Status::CONNECT_INVALID_HOST, in_data(DATA_HOST_NQN).result);
+        return Err(Refused { status, result });
+    }
     let identity = Identity {
         kind,
         subsystem_nqn: data.subsystem_nqn.to_owned(),
@@ -162,8 +174,13 @@ mod tests {
     use crate::volume::memory::MemoryDirectory;
 
     fn subsystem() -> Subsystem {
-        let options = SubsystemOptions { uuid: Uuid::from_u128(7), advertised: Vec::new() };
+        let options = SubsystemOptions::new(Uuid::from_u128(7));
         Subsystem::new(Arc::new(MemoryDirectory::default()), options)
+    }
+
+    /// From this machine.
+    fn connect(subsystem: &Subsystem, sqe: &Sqe, data: &[u8]) -> Result<Connected, Refused> {
+        super::connect(subsystem, IpAddr::from([127, 0, 0, 1]), sqe, data)
     }
 
     fn sqe(qid: u16, entries: u16) -> Sqe {
@@ -229,6 +246,9 @@ mod tests {
         let mut other_format = *sqe(0, 31).bytes();
         other_format[40] = 1;
         assert_eq!(refusal(&Sqe::new(other_format), &good).status, Status::CONNECT_FORMAT);
+        let remote = IpAddr::from([192, 0, 2, 1]);
+        let refused = super::connect(&subsystem, remote, &sqe(0, 31), &good).err();
+        assert_eq!(refused.map(|refused| refused.status), Some(Status::CONNECT_INVALID_HOST));
         // Discovery controllers have no I/O queues.
         let made = connect(&subsystem, &sqe(0, 31), &data(0xffff, DISCOVERY_NQN, "nqn.h"));
         let Ok(made) = made else { panic!("not admitted") };

@@ -5,6 +5,7 @@ use crate::target::nvmf::controller::Controller;
 use crate::target::nvmf::controller::IO_QUEUE_ENTRIES_MAX;
 use crate::target::nvmf::controller::Kind;
 use crate::target::nvmf::controller::VERSION;
+use crate::target::nvmf::io::FUSED_BYTES_MAX;
 use crate::target::nvmf::subsystem::NAMESPACES_MAX;
 use crate::target::nvmf::subsystem::NSID_MAX;
 use crate::target::nvmf::subsystem::Namespace;
@@ -33,8 +34,8 @@ pub const ANA_GROUPS: u32 = 1;
 
 /// Feature bits of asynchronous events we send: namespace attribute changes (OAES).
 pub const EVENTS_SUPPORTED: u32 = 1 << 8;
-/// Of a discovery controller: none yet.
-pub const DISCOVERY_EVENTS_SUPPORTED: u32 = 0;
+/// Of a discovery controller: changes of the discovery log.
+pub const DISCOVERY_EVENTS_SUPPORTED: u32 = 1 << 31;
 
 /// Identify Controller. (NVMe Base 1.4, figure 247; NVMe-oF 1.1, 4.1)
 #[must_use]
@@ -97,8 +98,9 @@ fn of_namespaces(page: &mut [u8]) {
     put(page, 344, &ANA_GROUPS.to_le_bytes()); // ANAGRPMAX
     put(page, 348, &ANA_GROUPS.to_le_bytes()); // NANAGRPID
     put(page, 516, &NSID_MAX.to_le_bytes()); // NN
-    // ONCS: Compare, Dataset Management, Write Zeroes, reservations.
-    put(page, 520, &(1_u16 | 1 << 2 | 1 << 3 | 1 << 5).to_le_bytes());
+    // ONCS: Compare, Dataset Management, Write Zeroes, reservations, Verify.
+    put(page, 520, &(1_u16 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 7).to_le_bytes());
+    put(page, 522, &1_u16.to_le_bytes()); // FUSES: Compare and Write
     // VWC: no volatile write cache, what is acknowledged is durable; Flush takes any namespace.
     page[525] = 0b110;
     // AWUN, AWUPF: in blocks of the largest length, since they bind every namespace.
@@ -130,6 +132,7 @@ pub fn namespace(namespace: &Namespace) -> Vec<u8> {
     let atomic = units(u64::from(volume.atomic_write_bytes()));
     put(&mut page, 34, &atomic.to_le_bytes()); // NAWUN
     put(&mut page, 36, &atomic.to_le_bytes()); // NAWUPF
+    put(&mut page, 38, &units(u64::from(FUSED_BYTES_MAX)).to_le_bytes()); // NACWU
     let good = units(BLOCK_BYTES_U64);
     for at in [64, 66, 68, 70] {
         // NPWG, NPWA, NPDG, NPDA: 4096 is the good size and alignment.
@@ -203,7 +206,7 @@ mod tests {
             let volume = volume.with_identity(id, block_bytes);
             Arc::new(if read_only { volume.read_only() } else { volume }) as _
         });
-        let options = SubsystemOptions { uuid: Uuid::from_u128(7), advertised: Vec::new() };
+        let options = SubsystemOptions::new(Uuid::from_u128(7));
         Subsystem::new(Arc::new(MemoryDirectory::new(volumes)), options)
     }
 
@@ -241,7 +244,7 @@ mod tests {
 
     #[test]
     fn namespaces_tell_size_identity_and_units() {
-        let namespaces = subsystem().namespaces();
+        let namespaces = subsystem().namespaces("nqn.h");
         let small = super::namespace(namespaces.find(2).expect("active"));
         let large = super::namespace(namespaces.find(7).expect("active"));
         assert_eq!(word(&small, 0), 2048);
@@ -262,7 +265,7 @@ mod tests {
 
     #[test]
     fn the_list_starts_above_what_was_asked() {
-        let namespaces = subsystem().namespaces();
+        let namespaces = subsystem().namespaces("nqn.h");
         let ids = |above| [0, 4, 8].map(|at| word(&active(&namespaces, above), at));
         assert_eq!(ids(0), [2, 7, 0]);
         assert_eq!(ids(2), [7, 0, 0]);

@@ -1,9 +1,9 @@
 //! Commands of I/O queues: what they ask of a namespace, and the work it takes.
 //! (NVM Command Set 1.0, 3.2)
 //!
-//! A completed write is durable (`volume`), so Flush and FUA cost nothing. Fused commands,
-//! Verify, Copy and metadata are refused. Reservations are in `reservation`; that a command keeps
-//! to them is the volume's affair, which knows the host.
+//! A completed write is durable (`volume`), so Flush and FUA cost nothing. Copy and metadata are
+//! refused. Reservations are in `reservation`; that a command keeps to them is the volume's affair,
+//! which knows the host.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use crate::env::LocalBoxFuture;
 use crate::error::Result as VolumeResult;
+use crate::target::nvmf::fused::Both;
 use crate::target::nvmf::identify::TRANSFER_BYTES_MAX;
 use crate::target::nvmf::queue::Transfer;
 use crate::target::nvmf::reservation;
@@ -27,17 +28,23 @@ use crate::target::nvmf::subsystem::Namespaces;
 use crate::target::nvmf::wire::Sgl;
 use crate::target::nvmf::wire::Sqe;
 use crate::target::nvmf::wire::opcode;
-use crate::units::bytes_u64;
 use crate::volume::Piece;
 use crate::volume::Volume;
 use crate::volume::VolumeRef;
 use crate::volume::ZeroMode;
+use crate::volume::pieces_equal;
 
 /// Every namespace.
 const NSID_ALL: u32 = u32::MAX;
 /// Bytes of one range of Dataset Management, and how many fit one command.
 const RANGE_BYTES: u32 = 16;
 const RANGES_BYTES_MAX: u32 = 4096;
+
+/// Bytes that Verify reads at a time.
+const VERIFY_STEP_BYTES: u64 = 1 << 20;
+/// Most bytes of a fused Compare and Write (NACWU): one block of the engine. Bounds what is kept
+/// of halves that wait, and is all that VMware's ATS needs.
+pub const FUSED_BYTES_MAX: u32 = 4096;
 
 /// A byte range of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,11 +57,18 @@ struct Span {
 pub fn transfer(namespaces: &Namespaces, sqe: &Sqe) -> Result<Transfer, Status> {
     match sqe.opcode() {
         opcode::READ => Ok(Transfer::ToHost(span_bytes(namespaces, sqe)?)),
-        opcode::COMPARE => Ok(Transfer::FromHost(span_bytes(namespaces, sqe)?)),
+        opcode::COMPARE => {
+            let bytes = span_bytes(namespaces, sqe)?;
+            if sqe.fuse() != 0 && bytes > FUSED_BYTES_MAX {
+                return Err(Status::ATOMIC_UNIT_EXCEEDED);
+            }
+            Ok(Transfer::FromHost(bytes))
+        }
         opcode::WRITE => {
             check_writable(find(namespaces, sqe)?)?;
             Ok(Transfer::FromHost(span_bytes(namespaces, sqe)?))
         }
+        opcode::VERIFY => span(find(namespaces, sqe)?, sqe).map(|_| Transfer::None),
         opcode::WRITE_ZEROES => {
             let namespace = find(namespaces, sqe)?;
             check_writable(namespace)?;
@@ -170,8 +184,18 @@ pub fn execute(
             Work::Write(deallocate(volume, spans))
         }
         opcode::FLUSH => Work::Write(volume.flush()),
+        opcode::VERIFY => Work::Verify(verify(volume, span(namespace, sqe)?)),
         _ => return Err(Status::INVALID_OPCODE),
     }))
+}
+
+/// Executes a fused pair whose halves were accepted.
+pub fn compare_and_write(namespaces: &Namespaces, both: Both) -> Result<Work, Status> {
+    let namespace = find(namespaces, &both.first)?;
+    check_writable(namespace)?;
+    let offset = span(namespace, &both.first)?.offset;
+    let volume = Arc::clone(&namespace.volume);
+    Ok(Work::CompareAndWrite(volume.compare_and_write(offset, both.expected, both.data)))
 }
 
 fn read(namespace: &Namespace, sqe: &Sqe, pieces: &mut Vec<Piece>) -> Result<Begun, Status> {
@@ -210,6 +234,21 @@ fn deallocate(volume: Arc<dyn Volume>, spans: Vec<Span>) -> LocalBoxFuture<Volum
     })
 }
 
+/// Reads everything, and keeps nothing.
+fn verify(volume: Arc<dyn Volume>, span: Span) -> LocalBoxFuture<VolumeResult<()>> {
+    Box::pin(async move {
+        let end = span.offset + span.bytes;
+        let mut at = span.offset;
+        while at < end {
+            let step = VERIFY_STEP_BYTES.min(end - at);
+            let bytes = u32::try_from(step).expect("at most a step");
+            VolumeRef::clone(&volume).read(at, bytes).await?;
+            at += step;
+        }
+        Ok(())
+    })
+}
+
 /// What the volume is doing for a command.
 ///
 /// # Cancellation
@@ -218,6 +257,10 @@ fn deallocate(volume: Arc<dyn Volume>, spans: Vec<Span>) -> LocalBoxFuture<Volum
 pub enum Work {
     /// Data for the host.
     Read(LocalBoxFuture<VolumeResult<Vec<Piece>>>),
+    /// Reading for the sake of it.
+    Verify(LocalBoxFuture<VolumeResult<()>>),
+    /// Both halves of a fused pair.
+    CompareAndWrite(LocalBoxFuture<VolumeResult<bool>>),
     /// A change, or a flush.
     Write(LocalBoxFuture<VolumeResult<()>>),
     /// Data to compare with the host's.
@@ -237,6 +280,8 @@ pub enum Outcome {
     Pieces(Vec<Piece>),
     /// Done.
     Done,
+    /// What was to be compared is not what is stored.
+    Differs,
 }
 
 impl Future for Work {
@@ -253,31 +298,23 @@ impl Future for Work {
             Self::Read(read) => {
                 ready!(read.as_mut().poll(cx)).map(Outcome::Pieces).map_err(failed(Access::Read))
             }
+            Self::Verify(verify) => ready!(verify.as_mut().poll(cx))
+                .map(|()| Outcome::Done)
+                .map_err(failed(Access::Read)),
+            Self::CompareAndWrite(both) => ready!(both.as_mut().poll(cx))
+                .map(|same| if same { Outcome::Done } else { Outcome::Differs })
+                .map_err(failed(Access::Write)),
             Self::Write(write) => ready!(write.as_mut().poll(cx))
                 .map(|()| Outcome::Done)
                 .map_err(failed(Access::Write)),
             Self::Compare { read, expected } => {
                 let pieces = ready!(read.as_mut().poll(cx)).map_err(failed(Access::Read));
-                pieces.and_then(|pieces| compare(&pieces, expected))
+                pieces.map(|pieces| match pieces_equal(&pieces, expected) {
+                    true => Outcome::Done,
+                    false => Outcome::Differs,
+                })
             }
             Self::Change(change) => ready!(change.as_mut().poll(cx)).map(|()| Outcome::Done),
         })
     }
-}
-
-fn compare(pieces: &[Piece], expected: &Bytes) -> Result<Outcome, Status> {
-    let mut rest: &[u8] = expected;
-    for piece in pieces {
-        let (part, after) = rest.split_at_checked(piece.len()).ok_or(Status::INTERNAL)?;
-        let same = match piece {
-            Piece::Zero(_) => part.iter().all(|byte| *byte == 0),
-            Piece::Data(bytes) => part == bytes,
-        };
-        if !same {
-            return Err(Status::COMPARE_FAILURE);
-        }
-        rest = after;
-    }
-    debug_assert!(rest.is_empty(), "{} bytes not compared", bytes_u64(rest.len()));
-    Ok(Outcome::Done)
 }

@@ -12,6 +12,7 @@ use crate::target::nvmf::subsystem::DISCOVERY_NQN;
 use crate::target::nvmf::subsystem::IoCounters;
 use crate::target::nvmf::subsystem::Namespaces;
 use crate::target::nvmf::subsystem::Subsystem;
+use crate::target::nvmf::transport::Path;
 use crate::target::nvmf::wire::opcode;
 use crate::target::nvmf::wire::put;
 use crate::target::nvmf::wire::put_text;
@@ -103,6 +104,7 @@ pub fn commands_and_effects() -> Vec<u8> {
         (opcode::WRITE, SUPPORTED | CHANGES_BLOCKS),
         (opcode::READ, SUPPORTED),
         (opcode::COMPARE, SUPPORTED),
+        (opcode::VERIFY, SUPPORTED),
         (opcode::WRITE_ZEROES, SUPPORTED | CHANGES_BLOCKS),
         (opcode::DATASET_MANAGEMENT, SUPPORTED | CHANGES_BLOCKS),
         (opcode::RESERVATION_REGISTER, SUPPORTED),
@@ -135,17 +137,19 @@ pub fn ana(namespaces: &Namespaces, groups_only: bool) -> Vec<u8> {
     page
 }
 
-/// The discovery log: this discovery subsystem, and the subsystem at each address. It does not
-/// change while the node runs. (NVMe-oF 1.1, 5.3)
+/// The discovery log of a host: this discovery subsystem, and the subsystem at each address if the
+/// host may connect to it. `generation` changes when anything else does. (NVMe-oF 1.1, 5.3)
 #[must_use]
-pub fn discovery(subsystem: &Subsystem, portal: SocketAddr) -> Vec<u8> {
+pub fn discovery(subsystem: &Subsystem, host_nqn: &str, path: Path, generation: u64) -> Vec<u8> {
+    let portal = path.portal;
     const REFERS_TO_SUBSYSTEM: u8 = 2;
     const IS_THIS_ONE: u8 = 3;
     let mut page = vec![0; DISCOVERY_ENTRY_BYTES];
     entry(&mut page, IS_THIS_ONE, DISCOVERY_NQN, portal, 0);
     let here = [portal];
     let advertised = match subsystem.advertised() {
-        [] => &here,
+        _ if !subsystem.admits(host_nqn, path.host) => &[],
+        [] => here.as_slice(),
         advertised => advertised,
     };
     for (port_id, address) in (1..).zip(advertised) {
@@ -155,7 +159,7 @@ pub fn discovery(subsystem: &Subsystem, portal: SocketAddr) -> Vec<u8> {
         }
         entry(&mut page, REFERS_TO_SUBSYSTEM, subsystem.nqn(), address, port_id);
     }
-    put(&mut page, 0, &1_u64.to_le_bytes()); // GENCTR
+    put(&mut page, 0, &generation.to_le_bytes()); // GENCTR
     let records = u64::try_from(page.len() / DISCOVERY_ENTRY_BYTES - 1).expect("a few");
     put(&mut page, 8, &records.to_le_bytes());
     page
@@ -199,7 +203,7 @@ mod tests {
             Arc::new(MemoryVolume::new(&format!("v{id}"), 1 << 20).with_identity(id, 512)) as _
         });
         let advertised = advertised.iter().map(|text| text.parse().expect("address")).collect();
-        let options = SubsystemOptions { uuid: Uuid::from_u128(7), advertised };
+        let options = SubsystemOptions { advertised, ..SubsystemOptions::new(Uuid::from_u128(7)) };
         Subsystem::new(Arc::new(MemoryDirectory::new(volumes)), options)
     }
 
@@ -211,14 +215,16 @@ mod tests {
     #[test]
     fn discovery_names_addresses_a_host_can_use() {
         let portal = "192.0.2.1:8009".parse().expect("address");
-        let page = discovery(&subsystem(&[]), portal);
+        let path = Path { portal, host: IpAddr::from([127, 0, 0, 1]) };
+        let page = discovery(&subsystem(&[]), "nqn.h", path, 5);
+        assert_eq!(page[0], 5);
         assert_eq!(page.len(), 3 * 1024);
         assert_eq!(page[8], 2);
         assert_eq!((page[1024 + 2], page[2048 + 2]), (3, 2));
         assert_eq!(text(&page[2048 + 512..2048 + 768]), "192.0.2.1");
         assert_eq!(text(&page[2048 + 32..2048 + 64]), "8009");
 
-        let page = discovery(&subsystem(&["0.0.0.0:4420", "[::1]:4421"]), portal);
+        let page = discovery(&subsystem(&["0.0.0.0:4420", "[::1]:4421"]), "nqn.h", path, 5);
         assert_eq!(page[8], 3);
         assert_eq!(text(&page[2048 + 512..2048 + 768]), "192.0.2.1");
         assert_eq!(text(&page[2048 + 32..2048 + 64]), "4420");
@@ -227,11 +233,14 @@ mod tests {
         assert!(
             text(&page[2048 + 256..2048 + 512]).starts_with("nqn.2014-08.org.nvmexpress:uuid:")
         );
+        let from_afar = Path { host: IpAddr::from([192, 0, 2, 9]), ..path };
+        let page = discovery(&subsystem(&[]), "nqn.h", from_afar, 6);
+        assert_eq!((page.len(), page[8]), (2 * 1024, 1), "only itself");
     }
 
     #[test]
     fn the_ana_log_names_every_namespace_in_order() {
-        let namespaces = subsystem(&[]).namespaces();
+        let namespaces = subsystem(&[]).namespaces("nqn.h");
         let page = ana(&namespaces, false);
         assert_eq!(page.len(), 16 + 32 + 8);
         assert_eq!((page[8], page[16], page[20], page[32]), (1, 1, 2, 1));

@@ -7,7 +7,7 @@
 //! | [`connect`] | who is let in |
 //! | [`queue`] | one queue's commands and completions, without I/O |
 //! | [`admin`], [`identify`], [`log_page`] | the admin queue's commands |
-//! | [`io`] | commands on namespaces |
+//! | [`io`], [`fused`] | commands on namespaces |
 //! | [`reservation`], [`notices`] | reservations: their commands, and what hosts are told |
 //! | [`transport`] | what a transport does for a queue |
 //! | [`tcp`] | the TCP transport |
@@ -19,6 +19,7 @@
 pub mod admin;
 pub mod connect;
 pub mod controller;
+pub mod fused;
 pub mod identify;
 pub mod io;
 pub mod log_page;

@@ -8,7 +8,6 @@
 //! * Dropping the admin queue removes its controller, which ends the I/O queues.
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -26,6 +25,9 @@ use crate::target::nvmf::admin::Answer;
 use crate::target::nvmf::connect;
 use crate::target::nvmf::connect::CONNECT_DATA_BYTES;
 use crate::target::nvmf::controller::Controller;
+use crate::target::nvmf::controller::Kind;
+use crate::target::nvmf::fused::Both;
+use crate::target::nvmf::fused::Fused;
 use crate::target::nvmf::io;
 use crate::target::nvmf::io::Begun;
 use crate::target::nvmf::io::Outcome;
@@ -34,6 +36,7 @@ use crate::target::nvmf::reservation;
 use crate::target::nvmf::status::Status;
 use crate::target::nvmf::subsystem::Namespaces;
 use crate::target::nvmf::subsystem::Subsystem;
+use crate::target::nvmf::transport::Path;
 use crate::target::nvmf::transport::Responder;
 use crate::target::nvmf::wire::Cqe;
 use crate::target::nvmf::wire::Sgl;
@@ -71,8 +74,7 @@ impl Transfer {
 /// A queue.
 pub struct Queue {
     subsystem: Arc<Subsystem>,
-    /// Our address, as the host used it.
-    portal: SocketAddr,
+    path: Path,
     namespaces: Namespaces,
     changes: watch::Receiver<u64>,
     role: Role,
@@ -81,6 +83,7 @@ pub struct Queue {
     entries: u16,
     head: u16,
     flow_control: bool,
+    fused: Fused,
     /// Reused by every read.
     pieces: Vec<Piece>,
     tally: Tally,
@@ -106,20 +109,21 @@ struct Tally {
 }
 
 impl Queue {
-    /// A queue not connected to any controller yet, on a connection to our address `portal`.
+    /// A queue not connected to any controller yet.
     #[must_use]
-    pub fn new(subsystem: Arc<Subsystem>, portal: SocketAddr) -> Self {
+    pub fn new(subsystem: Arc<Subsystem>, path: Path) -> Self {
         let changes = subsystem.changes();
         Self {
             namespaces: Namespaces::default(),
             changes,
             subsystem,
-            portal,
+            path,
             role: Role::Fresh,
             id: 0,
             entries: 0,
             head: 0,
             flow_control: true,
+            fused: Fused::default(),
             pieces: Vec::new(),
             tally: Tally::default(),
         }
@@ -146,10 +150,19 @@ impl Queue {
         usize::from(self.entries) + 1
     }
 
-    /// What data a command moves, or why it cannot be executed: to be refused then.
+    /// What data a command moves, or why it cannot be executed: to be refused then. To be asked
+    /// once for every command, in the order they came.
     pub fn transfer(&mut self, sqe: &Sqe) -> Result<Transfer, Status> {
         self.refresh();
-        let transfer = self.wanted_transfer(sqe)?;
+        let mut transfer = self.wanted_transfer(sqe);
+        if sqe.fuse() != 0 || !self.fused.is_empty() {
+            transfer = self.fused.submit(sqe, transfer);
+        }
+        transfer
+    }
+
+    fn wanted_transfer(&self, sqe: &Sqe) -> Result<Transfer, Status> {
+        let transfer = self.accepted_transfer(sqe)?;
         match (transfer, sqe.sgl()) {
             (Transfer::None, _) => Ok(transfer),
             (_, Sgl::Unknown) | (Transfer::ToHost(_), Sgl::InCapsule { .. }) => {
@@ -166,7 +179,7 @@ impl Queue {
         }
     }
 
-    fn wanted_transfer(&self, sqe: &Sqe) -> Result<Transfer, Status> {
+    fn accepted_transfer(&self, sqe: &Sqe) -> Result<Transfer, Status> {
         let is_fabrics = sqe.opcode() == opcode::FABRICS;
         let controller = match &self.role {
             Role::Fresh if is_fabrics && sqe.fabrics_type() == fabrics_type::CONNECT => {
@@ -191,10 +204,11 @@ impl Queue {
         if !controller.ready() {
             return Err(Status::SEQUENCE_ERROR);
         }
-        if sqe.fuse() != 0 || !sqe.uses_sgl() {
+        if !sqe.uses_sgl() {
             return Err(Status::INVALID_FIELD);
         }
         match &self.role {
+            Role::Admin(..) if sqe.fuse() != 0 => Err(Status::INVALID_FIELD),
             Role::Admin(..) => admin::transfer(sqe),
             Role::Io(_) | Role::Fresh => io::transfer(&self.namespaces, sqe),
         }
@@ -205,6 +219,17 @@ impl Queue {
         self.tally.commands += 1;
         tracing::trace!(?sqe, ?status, "NVMe command refused");
         self.fail(sqe.cid(), status, out);
+        if !self.fused.is_empty() {
+            self.fused.refuse(sqe);
+            self.fail_halves(out);
+        }
+    }
+
+    /// Completes halves of fused pairs whose partner will not come.
+    fn fail_halves(&mut self, out: &mut impl Responder) {
+        while let Some((cid, status)) = self.fused.take_failed() {
+            self.fail(cid, status, out);
+        }
     }
 
     /// Executes a command: completes it at once, or returns the work that will lead there.
@@ -234,19 +259,53 @@ impl Queue {
                 self.send_events(out);
                 in_flight
             }
+            Role::Io(_) if !self.fused.is_empty() => {
+                let begun = match sqe.fuse() {
+                    0 => self.begin_io(sqe, data, out),
+                    _ => self.fused.arrive(sqe, data).and_then(|both| self.begin_fused(both, out)),
+                };
+                self.fail_halves(out);
+                begun
+            }
             Role::Io(_) => self.begin_io(sqe, data, out),
+        }
+    }
+
+    fn begin_fused(&mut self, both: Both, out: &mut impl Responder) -> Option<InFlight> {
+        let (first, cid) = (both.first.cid(), both.second.cid());
+        let bytes_written = bytes_u64(both.data.len());
+        self.tally.reads += 1;
+        self.tally.writes += 1;
+        match io::compare_and_write(&self.namespaces, both) {
+            Ok(work) => Some(InFlight { cid, fused_with: Some(first), bytes_written, work }),
+            Err(status) => {
+                self.fail(first, status, out);
+                self.fail(cid, Status::FUSED_FAILED, out);
+                None
+            }
         }
     }
 
     /// Completes what a finished command came to.
     pub fn complete(&mut self, completed: Completed, out: &mut impl Responder) {
-        let cid = completed.cid;
-        match completed.outcome {
+        let Completed { cid, fused_with, bytes_written, outcome } = completed;
+        if let Some(first) = fused_with {
+            match outcome {
+                Ok(Outcome::Differs) => self.fail(first, Status::COMPARE_FAILURE, out),
+                Ok(_) => self.done(first, 0, out),
+                Err(_) => self.fail(first, Status::FUSED_FAILED, out),
+            }
+        }
+        match outcome {
             Ok(Outcome::Done) => {
-                self.tally.bytes_written += completed.bytes_written;
+                self.tally.bytes_written += bytes_written;
                 self.done(cid, 0, out);
             }
             Ok(Outcome::Pieces(mut pieces)) => self.reply_data(cid, &mut pieces, out),
+            Ok(Outcome::Differs) if fused_with.is_some() => {
+                self.fail(cid, Status::FUSED_FAILED, out);
+            }
+            Ok(Outcome::Differs) => self.fail(cid, Status::COMPARE_FAILURE, out),
             Err(status) => self.fail(cid, status, out),
         }
     }
@@ -297,7 +356,7 @@ impl Queue {
             controller.set_property(offset, eight_bytes, sqe.u64(48)).map(|reset| {
                 if reset {
                     out.forget(admin.waiting());
-                    admin.reset(controller.identity().kind, &self.namespaces);
+                    admin.reset(&self.subsystem, controller.identity(), &self.namespaces);
                 }
                 0
             })
@@ -307,7 +366,7 @@ impl Queue {
 
     fn connect(&mut self, sqe: &Sqe, data: &[u8], out: &mut impl Responder) {
         const DISABLE_FLOW_CONTROL: u8 = 1 << 2;
-        match connect::connect(&self.subsystem, sqe, data) {
+        match connect::connect(&self.subsystem, self.path.host, sqe, data) {
             Ok(connected) => {
                 let controller = connected.controller;
                 let identity = controller.identity();
@@ -319,12 +378,13 @@ impl Queue {
                     "NVMe queue connected"
                 );
                 let result = u64::from(controller.id());
-                self.namespaces = self.subsystem.namespaces().used_by(identity.host());
+                self.namespaces =
+                    self.subsystem.namespaces(&identity.host_nqn).used_by(identity.host());
                 self.id = connected.qid;
                 self.entries = connected.entries;
                 self.flow_control = sqe.u8(46) & DISABLE_FLOW_CONTROL == 0;
                 self.role = if connected.qid == 0 {
-                    let admin = Admin::new(identity.kind, &self.namespaces, self.portal);
+                    let admin = Admin::new(&self.subsystem, identity, &self.namespaces, self.path);
                     Role::Admin(controller, Box::new(admin))
                 } else {
                     Role::Io(controller)
@@ -368,7 +428,7 @@ impl Queue {
             }
             Ok(Begun::Work(work)) => {
                 let bytes_written = if is_write { bytes } else { 0 };
-                Some(InFlight { cid, bytes_written, work })
+                Some(InFlight { cid, fused_with: None, bytes_written, work })
             }
             Err(status) => {
                 self.fail(cid, status, out);
@@ -387,7 +447,9 @@ impl Queue {
         out: &mut impl Responder,
     ) -> Option<InFlight> {
         match answer {
-            Ok(Answer::Work(work)) => return Some(InFlight { cid, bytes_written: 0, work }),
+            Ok(Answer::Work(work)) => {
+                return Some(InFlight { cid, fused_with: None, bytes_written: 0, work });
+            }
             Ok(Answer::Done(result)) => self.done(cid, result, out),
             Ok(Answer::Data(data)) => {
                 let cqe = self.cqe(cid, Status::SUCCESS, 0);
@@ -425,18 +487,23 @@ impl Queue {
         Cqe { result, sq_head: self.head, sq_id: self.id, cid, status }
     }
 
-    /// Takes in what volumes were added, resized or removed.
+    /// Takes in what volumes were added, resized or removed, and what the host may still have.
     fn refresh(&mut self) {
         // The directory outlives its queues; if not, nothing changes any more.
-        if !self.changes.has_changed().unwrap_or(false) || matches!(self.role, Role::Fresh) {
+        if !self.changes.has_changed().unwrap_or(false) {
             return;
         }
+        let Some(controller) = self.controller().cloned() else { return };
         self.changes.mark_unchanged();
-        let host = self.controller().and_then(|controller| controller.identity().host());
-        self.namespaces = self.subsystem.namespaces().used_by(host);
-        if let Role::Admin(_, admin) = &mut self.role {
-            admin.namespaces_changed(&self.namespaces);
+        let identity = controller.identity();
+        self.namespaces = self.subsystem.namespaces(&identity.host_nqn).used_by(identity.host());
+        let Role::Admin(_, admin) = &mut self.role else { return };
+        if identity.kind == Kind::Io && !self.subsystem.admits(&identity.host_nqn, self.path.host) {
+            let (host, controller_id) = (&identity.host_nqn, controller.id());
+            tracing::info!(host, controller = controller_id, "NVMe host is let in no longer");
+            controller.end();
         }
+        admin.directory_changed(&self.subsystem, identity, &self.namespaces);
     }
 }
 
@@ -457,6 +524,8 @@ impl Drop for Queue {
 /// As [`Work`].
 pub struct InFlight {
     cid: u16,
+    /// The Compare that is executed with it.
+    fused_with: Option<u16>,
     bytes_written: u64,
     work: Work,
 }
@@ -466,13 +535,15 @@ impl Future for InFlight {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completed> {
         let outcome = ready!(Pin::new(&mut self.work).poll(cx));
-        Poll::Ready(Completed { cid: self.cid, bytes_written: self.bytes_written, outcome })
+        let Self { cid, fused_with, bytes_written, .. } = *self;
+        Poll::Ready(Completed { cid, fused_with, bytes_written, outcome })
     }
 }
 
 /// A finished command, to be completed.
 pub struct Completed {
     cid: u16,
+    fused_with: Option<u16>,
     bytes_written: u64,
     outcome: Result<Outcome, Status>,
 }

@@ -425,9 +425,16 @@ async fn change_one(
     loop {
         let now = namespace.volume.reservations();
         let decision = decide(&now, host, command)?;
+        let held = decision.next.held;
+        let changes_hands = held != now.held;
         let replaced = Arc::clone(&namespace.volume).replace_reservations(now, decision.next);
         match replaced.await {
-            Ok(true) => return Ok(decision.notices),
+            Ok(true) => {
+                if changes_hands {
+                    tracing::info!(nsid = namespace.nsid, by = %host, ?held, "NVMe reservation");
+                }
+                return Ok(decision.notices);
+            }
             // Another host was first: decide anew.
             Ok(false) => {}
             Err(error) => {

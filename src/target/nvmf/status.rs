@@ -33,6 +33,10 @@ statuses! {
     INVALID_FIELD = DO_NOT_RETRY | 0x002;
     /// Internal Error.
     INTERNAL = 0x006;
+    /// Command Aborted due to Failed Fused Command.
+    FUSED_FAILED = 0x009;
+    /// Command Aborted due to Missing Fused Command.
+    FUSED_MISSING = 0x00a;
     /// Invalid Namespace or Format.
     INVALID_NAMESPACE = DO_NOT_RETRY | 0x00b;
     /// Command Sequence Error.
@@ -43,6 +47,8 @@ statuses! {
     SGL_TYPE_INVALID = DO_NOT_RETRY | 0x011;
     /// SGL Offset Invalid.
     SGL_OFFSET_INVALID = DO_NOT_RETRY | 0x016;
+    /// Atomic Write Unit Exceeded.
+    ATOMIC_UNIT_EXCEEDED = DO_NOT_RETRY | 0x014;
     /// Host Identifier Inconsistent Format.
     HOST_ID_FORMAT = DO_NOT_RETRY | 0x018;
     /// Namespace is Write Protected.
@@ -71,6 +77,8 @@ statuses! {
     CONNECT_BUSY = 0x181;
     /// Connect: Invalid Parameters. The result says which.
     CONNECT_INVALID = DO_NOT_RETRY | 0x182;
+    /// Connect: Invalid Host. Worth a retry: it may be added.
+    CONNECT_INVALID_HOST = 0x184;
     /// Write Fault.
     WRITE_FAULT = 0x280;
     /// Unrecovered Read Error.

@@ -6,7 +6,9 @@
 //! hosts ([`NSID_MAX`], [`NAMESPACES_MAX`]) is not served over NVMe.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -30,7 +32,7 @@ pub const NAMESPACES_MAX: usize = 16 * 1024;
 /// Controllers at once, of all hosts. Each has at least one connection.
 const CONTROLLERS_MAX: usize = 4096;
 /// Highest controller number; those above are reserved. (NVMe-oF 1.1, 4.2)
-const CONTROLLER_ID_MAX: u16 = 0xffef;
+pub const CONTROLLER_ID_MAX: u16 = 0xffef;
 /// The name under which any subsystem answers discovery. (NVMe-oF 1.1, 1.5.5)
 pub const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
 
@@ -39,14 +41,47 @@ pub const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
 pub struct SubsystemOptions {
     /// The pod's identity; name and serial number are made of it.
     pub uuid: Uuid,
+    /// Its name; `None`: made of the identity.
+    pub nqn: Option<String>,
+    /// Numbers for controllers: no other node of the pod may use any of them.
+    pub controller_ids: RangeInclusive<u16>,
+    /// From where hosts may connect that were never added.
+    pub unknown_hosts: UnknownHosts,
     /// Addresses the discovery log names; empty: the one the host itself used.
     pub advertised: Vec<SocketAddr>,
+}
+
+impl SubsystemOptions {
+    /// The defaults for a pod.
+    #[must_use]
+    pub fn new(uuid: Uuid) -> Self {
+        Self {
+            uuid,
+            nqn: None,
+            controller_ids: 1..=CONTROLLER_ID_MAX,
+            unknown_hosts: UnknownHosts::Loopback,
+            advertised: Vec::new(),
+        }
+    }
+}
+
+/// From where hosts may connect that were never added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownHosts {
+    /// From nowhere.
+    Refused,
+    /// From this machine.
+    Loopback,
+    /// From anywhere.
+    Anywhere,
 }
 
 /// The subsystem.
 pub struct Subsystem {
     nqn: String,
     serial_number: String,
+    controller_ids: RangeInclusive<u16>,
+    unknown_hosts: UnknownHosts,
     advertised: Vec<SocketAddr>,
     directory: Arc<dyn VolumeDirectory>,
     /// Guards the table for one lookup or change.
@@ -137,8 +172,10 @@ impl Subsystem {
         let mut serial_number = options.uuid.simple().to_string();
         serial_number.truncate(20);
         Self {
-            nqn: nqn(options.uuid),
+            nqn: options.nqn.unwrap_or_else(|| nqn(options.uuid)),
             serial_number,
+            controller_ids: options.controller_ids,
+            unknown_hosts: options.unknown_hosts,
             advertised: options.advertised,
             directory,
             controllers: Mutex::default(),
@@ -170,17 +207,29 @@ impl Subsystem {
         &self.counters
     }
 
-    /// The volumes that are served, as they are now.
+    /// Whether a host may connect from that address.
     #[must_use]
-    pub fn namespaces(&self) -> Namespaces {
-        let mut namespaces: Vec<Namespace> =
-            self.directory.list().into_iter().filter_map(namespace).collect();
+    pub fn admits(&self, host_nqn: &str, from: IpAddr) -> bool {
+        let unknown_admitted = match self.unknown_hosts {
+            UnknownHosts::Refused => false,
+            UnknownHosts::Loopback => from.to_canonical().is_loopback(),
+            UnknownHosts::Anywhere => true,
+        };
+        unknown_admitted || self.directory.knows_host(host_nqn)
+    }
+
+    /// The volumes that a host is served, as they are now.
+    #[must_use]
+    pub fn namespaces(&self, host_nqn: &str) -> Namespaces {
+        let volumes = self.directory.list().into_iter();
+        let served = volumes.filter(|volume| volume.admits(Some(host_nqn)));
+        let mut namespaces: Vec<Namespace> = served.filter_map(namespace).collect();
         namespaces.sort_by_key(|namespace| namespace.nsid);
         namespaces.truncate(NAMESPACES_MAX);
         Namespaces(namespaces)
     }
 
-    /// Changes whenever [`Subsystem::namespaces`] may have.
+    /// Changes whenever [`Subsystem::namespaces`] or [`Subsystem::admits`] may have.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.directory.changes()
@@ -197,7 +246,7 @@ impl Subsystem {
         if controllers.by_id.len() >= CONTROLLERS_MAX {
             return None;
         }
-        let id = controllers.free_id();
+        let id = controllers.free_id(&self.controller_ids)?;
         let controller = Arc::new(Controller::new(id, identity, keep_alive));
         controllers.by_id.insert(id, Arc::clone(&controller));
         Some(controller)
@@ -237,12 +286,16 @@ impl Subsystem {
 }
 
 impl Controllers {
-    /// A number no controller has. There are fewer controllers than numbers.
-    fn free_id(&mut self) -> u16 {
+    /// A number no controller has, if there is one.
+    fn free_id(&mut self, ids: &RangeInclusive<u16>) -> Option<u16> {
+        if self.by_id.len() >= ids.len() {
+            return None;
+        }
         loop {
-            self.next_id = if self.next_id >= CONTROLLER_ID_MAX { 1 } else { self.next_id + 1 };
+            let next = self.next_id.checked_add(1).filter(|id| ids.contains(id));
+            self.next_id = next.unwrap_or(*ids.start());
             if !self.by_id.contains_key(&self.next_id) {
-                return self.next_id;
+                return Some(self.next_id);
             }
         }
     }
@@ -258,4 +311,60 @@ fn namespace(volume: VolumeRef) -> Option<Namespace> {
     let nsid = u32::try_from(volume.id()).ok().filter(|nsid| (1..=NSID_MAX).contains(nsid))?;
     let block_shift = volume.logical_block_bytes().trailing_zeros();
     (!volume.closed()).then_some(Namespace { nsid, volume, block_shift })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::memory::MemoryDirectory;
+    use crate::volume::memory::MemoryVolume;
+
+    fn identity() -> Identity {
+        Identity {
+            kind: crate::target::nvmf::controller::Kind::Io,
+            subsystem_nqn: "nqn.s".into(),
+            host_nqn: "nqn.h".into(),
+            host_id: [0; 16],
+        }
+    }
+
+    #[test]
+    fn controller_numbers_come_from_the_range_and_are_used_again_when_free() {
+        let options =
+            SubsystemOptions { controller_ids: 7..=8, ..SubsystemOptions::new(Uuid::nil()) };
+        let subsystem = Subsystem::new(Arc::new(MemoryDirectory::default()), options);
+        let create = || subsystem.create_controller(identity(), Duration::ZERO);
+        let (first, second) = (create().expect("free"), create().expect("free"));
+        assert_eq!([first.id(), second.id()], [7, 8]);
+        assert!(create().is_none());
+        subsystem.remove_controller(&first);
+        assert_eq!(create().expect("free again").id(), 7);
+    }
+
+    #[test]
+    fn hosts_are_let_in_by_name_or_by_where_they_are_and_see_what_is_theirs() {
+        let mine = Arc::new(MemoryVolume::new("mine", 4096).with_identity(1, 512));
+        let open = Arc::new(MemoryVolume::new("open", 4096).with_identity(2, 512));
+        mine.serve_only(Some("nqn.known"));
+        let directory = Arc::new(MemoryDirectory::new([mine as VolumeRef, open as VolumeRef]));
+        directory.set_host("nqn.known", true);
+        let [loopback, mapped, remote] = ["127.0.0.9", "::ffff:127.0.0.1", "192.0.2.1"]
+            .map(|text| text.parse::<IpAddr>().expect("an address"));
+        for (unknown_hosts, local, from_afar) in [
+            (UnknownHosts::Refused, false, false),
+            (UnknownHosts::Loopback, true, false),
+            (UnknownHosts::Anywhere, true, true),
+        ] {
+            let options = SubsystemOptions { unknown_hosts, ..SubsystemOptions::new(Uuid::nil()) };
+            let subsystem = Subsystem::new(Arc::clone(&directory) as _, options);
+            assert_eq!(subsystem.admits("nqn.other", loopback), local);
+            assert_eq!(subsystem.admits("nqn.other", mapped), local);
+            assert_eq!(subsystem.admits("nqn.other", remote), from_afar);
+            assert!(subsystem.admits("nqn.known", remote));
+            let seen = |nqn| -> Vec<u32> {
+                subsystem.namespaces(nqn).iter().map(|namespace| namespace.nsid).collect()
+            };
+            assert_eq!((seen("nqn.known"), seen("nqn.other")), (vec![1, 2], vec![2]));
+        }
+    }
 }

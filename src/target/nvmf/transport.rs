@@ -6,8 +6,20 @@
 //! [`Queue::transfer`]: crate::target::nvmf::queue::Queue::transfer
 //! [`Queue::execute`]: crate::target::nvmf::queue::Queue::execute
 
+use std::net::IpAddr;
+use std::net::SocketAddr;
+
 use crate::target::nvmf::wire::Cqe;
 use crate::volume::Piece;
+
+/// The two ends of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// Our address, as the host used it.
+    pub portal: SocketAddr,
+    /// The host's.
+    pub host: IpAddr,
+}
 
 /// Where a queue's answers go.
 pub trait Responder {

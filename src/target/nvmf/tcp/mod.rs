@@ -25,12 +25,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time;
 
+use crate::target::handshakes::Handshakes;
 use crate::target::nvmf::controller::Life;
 use crate::target::nvmf::queue::Queue;
 use crate::target::nvmf::subsystem::Subsystem;
 use crate::target::nvmf::tcp::connection::Connection;
 use crate::target::nvmf::tcp::connection::End;
 use crate::target::nvmf::tcp::connection::Limits;
+use crate::target::nvmf::transport::Path;
 use crate::target::stream::ByteStream;
 use crate::target::stream::Socket;
 use crate::units::bytes_usize;
@@ -96,7 +98,7 @@ pub struct NvmeTcpTarget {
     subsystem: Arc<Subsystem>,
     options: NvmeTcpOptions,
     counters: TargetCounters,
-    handshakes_open: AtomicU64,
+    handshakes: Arc<Handshakes>,
     stopping: watch::Sender<bool>,
 }
 
@@ -122,9 +124,9 @@ impl NvmeTcpTarget {
     pub fn new(subsystem: Arc<Subsystem>, options: NvmeTcpOptions) -> Self {
         Self {
             subsystem,
+            handshakes: Handshakes::new(options.handshakes_max),
             options,
             counters: TargetCounters::default(),
-            handshakes_open: AtomicU64::new(0),
             stopping: watch::Sender::default(),
         }
     }
@@ -168,8 +170,8 @@ impl NvmeTcpTarget {
     }
 
     async fn serve_socket(&self, socket: Socket, mut stopping: watch::Receiver<bool>) {
-        let portal = portal(&socket);
-        let queue = Queue::new(Arc::clone(&self.subsystem), portal);
+        let path = path(&socket);
+        let queue = Queue::new(Arc::clone(&self.subsystem), path);
         let limits = Limits { bytes_max: self.options.bytes_max };
         let mut connection = Connection::new(socket, queue, limits);
         let end = match self.until_connected(&mut connection, &mut stopping).await {
@@ -201,11 +203,7 @@ impl NvmeTcpTarget {
         connection: &mut Connection<S>,
         stopping: &mut watch::Receiver<bool>,
     ) -> Option<End> {
-        let _slot = Open::new(&self.handshakes_open);
-        if bytes_usize(self.handshakes_open.load(Ordering::Relaxed)) > self.options.handshakes_max {
-            self.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
-            return Some(End::Clean);
-        }
+        let mut slot = self.handshakes.begin();
         let connected = poll_fn(|cx| match connection.poll_serve(cx) {
             Poll::Ready(end) => Poll::Ready(Some(end)),
             Poll::Pending if connection.queue().controller().is_some() => Poll::Ready(None),
@@ -215,6 +213,7 @@ impl NvmeTcpTarget {
             biased;
             ended = connected => ended,
             _ = stopping.wait_for(|stopping| *stopping) => Some(End::Clean),
+            () = slot.evicted() => Some(End::Clean),
             () = time::sleep(self.options.handshake_timeout) => {
                 Some(End::Io(io::ErrorKind::TimedOut.into()))
             }
@@ -289,11 +288,15 @@ async fn changed(changes: &mut watch::Receiver<u64>) {
     }
 }
 
-/// Our address as the host used it. Unix sockets, which only tests use, have none.
-fn portal(socket: &Socket) -> SocketAddr {
-    let local = match socket {
-        Socket::Tcp(stream) => stream.local_addr().ok(),
-        Socket::Unix(_) => None,
-    };
-    local.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 4420)))
+/// Both ends. Unix sockets, which only tests use, are taken for loopback; a TCP host whose address
+/// cannot be told is taken for remote.
+fn path(socket: &Socket) -> Path {
+    let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 4420));
+    match socket {
+        Socket::Tcp(stream) => Path {
+            portal: stream.local_addr().unwrap_or(here),
+            host: stream.peer_addr().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.ip()),
+        },
+        Socket::Unix(_) => Path { portal: here, host: here.ip() },
+    }
 }
