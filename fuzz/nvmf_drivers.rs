@@ -35,6 +35,7 @@ pub const VOLUME_BYTES: u64 = 256 * 1024;
 const EVENT_REQUEST: u8 = 0x0c;
 /// The host of every connection.
 const HOST_NQN: &str = "nqn.fuzz";
+const HOST_ID: [u8; 16] = [7; 16];
 
 /// Namespace 1 of 512-byte blocks, and namespace 2, read-only, of 4096-byte blocks.
 fn subsystem() -> Arc<Subsystem> {
@@ -78,6 +79,7 @@ fn connect(nqn: &str, qid: u16, entries: u16, controller: u16) -> Vec<u8> {
     sqe[42..44].copy_from_slice(&qid.to_le_bytes());
     sqe[44..46].copy_from_slice(&entries.to_le_bytes());
     let mut data = vec![0; 1024];
+    data[..16].copy_from_slice(&HOST_ID);
     data[16..18].copy_from_slice(&controller.to_le_bytes());
     data[256..256 + nqn.len()].copy_from_slice(nqn.as_bytes());
     data[512..512 + HOST_NQN.len()].copy_from_slice(HOST_NQN.as_bytes());
@@ -104,7 +106,7 @@ pub fn conversation(input: &[u8]) {
         kind: Kind::Io,
         subsystem_nqn: nqn.clone(),
         host_nqn: HOST_NQN.to_owned(),
-        host_id: [0; 16],
+        host_id: HOST_ID,
     };
     match choice % 3 {
         0 => {}

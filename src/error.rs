@@ -22,6 +22,8 @@ pub enum ErrorKind {
     Busy,
     /// The volume or pod is read-only.
     ReadOnly,
+    /// Another host has reserved the volume.
+    Reserved,
     /// The pod is full: live data and promises reach its limit.
     NoSpace,
     /// Stored bytes failed their checksum and no redundancy was left to rebuild them.
@@ -141,6 +143,7 @@ impl fmt::Display for ErrorKind {
             Self::Exists => "exists already",
             Self::Busy => "busy",
             Self::ReadOnly => "read-only",
+            Self::Reserved => "reserved by another host",
             Self::NoSpace => "no space left in the pod",
             Self::Corrupt => "data damaged beyond repair",
             Self::DeviceTransient => "device error",

@@ -1,8 +1,18 @@
 //! Compares the tables of `docs/format.md` with the code.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use uuid::Uuid;
+use weft::engine::catalog::Catalog;
+use weft::engine::catalog::CatalogChange;
+use weft::engine::catalog::Hold;
+use weft::engine::catalog::HoldKind;
+use weft::engine::catalog::HostRecord;
+use weft::engine::catalog::MemberRecord;
+use weft::engine::catalog::Reservations;
+use weft::engine::catalog::VolumeRecord;
 use weft::format::batch::BATCH_BYTES_MAX;
 use weft::format::layouts::Field;
 use weft::format::layouts::layouts;
@@ -158,4 +168,71 @@ fn table_pages_and_roots_are_encoded_as_drawn() {
     let names: Vec<String> = table("root").into_iter().map(|[_, _, name]| name).collect();
     let order = ["checkpoint", "cut", "catalog", "directories", "pages", "metadata_segments"];
     assert_eq!(names, order);
+}
+
+/// Every name in the JSON of a catalog that has everything.
+#[test]
+fn the_catalog_is_drawn_with_every_name() {
+    let kinds = [
+        HoldKind::WriteExclusive,
+        HoldKind::ExclusiveAccess,
+        HoldKind::WriteExclusiveRegistrants,
+        HoldKind::ExclusiveAccessRegistrants,
+        HoldKind::WriteExclusiveAll,
+        HoldKind::ExclusiveAccessAll,
+    ];
+    let reservations = |kind| Reservations {
+        generation: 1,
+        persistent: true,
+        registrants: [(Uuid::nil(), 1)].into(),
+        held: Some(Hold { kind, host: None }),
+    };
+    let volume = VolumeRecord {
+        id: 1,
+        name: "V".to_owned(),
+        uuid: Uuid::nil(),
+        size_bytes: 4096,
+        logical_block_bytes: 512,
+        read_only: false,
+        branch: 2,
+        head: 3,
+        hosts: Some(["nqn.h".to_owned()].into()),
+        reservations: None,
+    };
+    let mut changes = vec![
+        CatalogChange::CreateVolume(volume),
+        CatalogChange::ResizeVolume { id: 1, size_bytes: 8192 },
+        CatalogChange::AddHost(HostRecord { nqn: "nqn.h".to_owned() }),
+        CatalogChange::SetVolumeHosts { id: 1, hosts: Some(BTreeSet::new()) },
+    ];
+    let set = |kind| CatalogChange::SetReservations { id: 1, reservations: reservations(kind) };
+    changes.extend(kinds.map(set));
+    let mut catalog = Catalog::new(vec![MemberRecord { index: 0, uuid: Uuid::nil() }]);
+    let mut json = Vec::new();
+    for (lsn, change) in (1..).zip(&changes) {
+        catalog.apply(lsn, change);
+        json.extend(change.encode());
+    }
+    json.extend(CatalogChange::DeleteVolume { id: 1 }.encode());
+    json.extend(CatalogChange::RemoveHost { nqn: "nqn.h".to_owned() }.encode());
+    json.extend(catalog.encode());
+
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/format.md");
+    let text = fs::read_to_string(page).expect("the page is part of the tree");
+    let (_, section) = text.split_once("## Catalog").expect("a section");
+    let (section, _) = section.split_once("\n## ").expect("not the last one");
+    // Whatever stands in quotation marks, but identifiers and the volume's name.
+    let json = String::from_utf8(json).expect("JSON");
+    let words = json.split('"').skip(1).step_by(2);
+    let is_name =
+        |word: &&str| !word.contains('.') && word.starts_with(|c: char| c.is_ascii_lowercase());
+    let named = words.filter(is_name);
+    let mut count = 0;
+    for word in named {
+        let drawn =
+            section.contains(&format!("\"{word}\"")) || section.contains(&format!("`{word}`"));
+        assert!(drawn, "docs/format.md, Catalog: {word}");
+        count += 1;
+    }
+    assert!(count > 60, "{count} names");
 }

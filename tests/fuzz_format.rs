@@ -14,7 +14,10 @@ use weft::codec::checksum::crc64;
 use weft::codec::compress::compress;
 use weft::engine::catalog::Catalog;
 use weft::engine::catalog::CatalogChange;
+use weft::engine::catalog::Hold;
+use weft::engine::catalog::HoldKind;
 use weft::engine::catalog::MemberRecord;
+use weft::engine::catalog::Reservations;
 use weft::engine::catalog::VolumeRecord;
 use weft::format::batch::BatchHeader;
 use weft::format::location::Location;
@@ -204,6 +207,17 @@ fn volume(random: &mut Random) -> VolumeRecord {
         branch: number(random) >> 1,
         head: number(random) >> 1,
         hosts: (random.below(2) == 0).then(|| ["nqn.h".to_owned()].into()),
+        reservations: (random.below(2) == 0).then(|| reservations(random)),
+    }
+}
+
+fn reservations(random: &mut Random) -> Reservations {
+    let host = Uuid::from_u128(u128::from(random.next()));
+    Reservations {
+        generation: u32::from(short(random)),
+        persistent: random.below(2) == 0,
+        registrants: [(host, number(random))].into(),
+        held: Some(Hold { kind: HoldKind::WriteExclusive, host: Some(host) }),
     }
 }
 

@@ -43,7 +43,7 @@ fn command(random: &mut Random, admin: bool) -> Vec<u8> {
     sqe[0] = if admin {
         random.pick(&[0x02, 0x02, 0x06, 0x06, 0x08, 0x09, 0x0a, 0x0c, 0x18, 0x7f, 0x7f, 0x80])
     } else {
-        random.pick(&[0, 1, 1, 1, 2, 2, 2, 5, 8, 9, 9, 0x0c, 0x7f])
+        random.pick(&[0, 1, 1, 1, 2, 2, 2, 5, 8, 9, 9, 0x0c, 0x0d, 0x0d, 0x0e, 0x11, 0x15, 0x7f])
     };
     sqe[1] = random.pick(&[0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0, 0x41]);
     sqe[2] = random.byte() % 64;
@@ -53,7 +53,8 @@ fn command(random: &mut Random, admin: bool) -> Vec<u8> {
     if admin {
         let dwords = small(random, 1100);
         length = random.pick(&[4096, 4096, 0, (dwords + 1) * 4]);
-        sqe[40] = random.pick(&[0, 1, 2, 3, 4, 5, 6, 7, 0x0b, 0x0c, 0x0f, 0x70, 0x81]);
+        sqe[40] =
+            random.pick(&[0, 1, 2, 3, 4, 5, 6, 7, 0x0b, 0x0c, 0x0f, 0x70, 0x80, 0x81, 0x82, 0x83]);
         sqe[42..44]
             .copy_from_slice(&u16::try_from(length / 4).unwrap().wrapping_sub(1).to_le_bytes());
         sqe[44..48].copy_from_slice(&random.pick(&[0_u32, 0, 1, 0x14, 0x100]).to_le_bytes());
@@ -67,12 +68,26 @@ fn command(random: &mut Random, admin: bool) -> Vec<u8> {
             sqe[44] = random.pick(&[4, 4, 1]);
             length = 4096;
         }
+        if matches!(sqe[0], 0x0d | 0x0e | 0x11 | 0x15) {
+            length = random.pick(&[16, 16, 16, 8, 4096]);
+            sqe[40..52].fill(0);
+            sqe[40] = random.pick(&[0, 0, 0, 1, 2, 3, 8, 10]);
+            sqe[41] = random.byte() % 8;
+            sqe[43] = random.pick(&[0, 0x40, 0x80, 0xc0]);
+            if sqe[0] == 0x0e {
+                length = random.pick(&[64, 128, 4096]);
+                sqe[40..44].copy_from_slice(&(length / 4 - 1).to_le_bytes());
+                sqe[44] = random.pick(&[1, 1, 1, 0]);
+            }
+        }
     }
     let in_capsule = sqe[0] & 3 == 1 && length <= 8192 && random.below(2) == 0;
     sqe[32..36].copy_from_slice(&length.to_le_bytes());
     sqe[39] = if in_capsule { 0x01 } else { random.pick(&[0x5a, 0x5a, 0x5a, 0x5a, 0x40]) };
-    let data =
-        if in_capsule { vec![random.byte(); usize::try_from(length).unwrap()] } else { Vec::new() };
+    // Few keys, so that they are known ones.
+    let few = matches!(sqe[0], 0x0d | 0x11 | 0x15);
+    let byte = random.byte() % if few { 3 } else { u8::MAX };
+    let data = if in_capsule { vec![byte; usize::try_from(length).unwrap()] } else { Vec::new() };
     drivers::pdu(4, 0, &sqe, &data)
 }
 

@@ -43,6 +43,7 @@ impl From<Error> for Failure {
             ErrorKind::NotFound => NOT_FOUND,
             ErrorKind::Exists | ErrorKind::Busy => CONFLICT,
             ErrorKind::ReadOnly
+            | ErrorKind::Reserved
             | ErrorKind::NoSpace
             | ErrorKind::Corrupt
             | ErrorKind::DeviceTransient

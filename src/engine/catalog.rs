@@ -41,6 +41,9 @@ pub struct VolumeRecord {
     /// The only hosts it is served to, by NQN; `None`: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<BTreeSet<String>>,
+    /// How hosts share it; catalogs older than the field have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservations: Option<Reservations>,
 }
 
 /// A host that may connect from anywhere.
@@ -49,6 +52,48 @@ pub struct VolumeRecord {
 pub struct HostRecord {
     /// Its NVMe qualified name, by which it is known.
     pub nqn: String,
+}
+
+/// Which hosts have registered with a volume, and whether one of them holds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reservations {
+    /// Counts changes of registrations, and wraps.
+    pub generation: u32,
+    /// Whether all this outlives a restart. If not, the next open forgets it.
+    pub persistent: bool,
+    /// Key by host.
+    pub registrants: BTreeMap<Uuid, u64>,
+    /// Who holds the volume, if anyone. Holders are registrants.
+    pub held: Option<Hold>,
+}
+
+/// A reservation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hold {
+    /// What others may not do.
+    pub kind: HoldKind,
+    /// The holder; `None` if all registrants are, as the last two kinds want it.
+    pub host: Option<Uuid>,
+}
+
+/// What hosts other than the holder, or other than registrants, may not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HoldKind {
+    /// Only the holder writes.
+    WriteExclusive,
+    /// Only the holder reads or writes.
+    ExclusiveAccess,
+    /// Only registrants write.
+    WriteExclusiveRegistrants,
+    /// Only registrants read or write.
+    ExclusiveAccessRegistrants,
+    /// Only registrants write, and all of them hold it.
+    WriteExclusiveAll,
+    /// Only registrants read or write, and all of them hold it.
+    ExclusiveAccessAll,
 }
 
 /// A layer.
@@ -134,6 +179,13 @@ pub enum CatalogChange {
         /// Which.
         nqn: String,
     },
+    /// Other registrations or another holder.
+    SetReservations {
+        /// Which volume's.
+        id: u64,
+        /// All of them, in place of those before.
+        reservations: Reservations,
+    },
 }
 
 impl Catalog {
@@ -188,6 +240,11 @@ impl Catalog {
                     && let Some(layer) = self.layers.get_mut(&volume.head)
                 {
                     layer.dropping = true;
+                }
+            }
+            CatalogChange::SetReservations { id, reservations } => {
+                if let Some(volume) = self.volumes.get_mut(id) {
+                    volume.reservations = Some(reservations.clone());
                 }
             }
             CatalogChange::SetVolumeHosts { id, hosts } => {
@@ -264,7 +321,35 @@ mod tests {
             branch: id + 1,
             head: id + 2,
             hosts: None,
+            reservations: None,
         }
+    }
+
+    #[test]
+    fn reservations_round_trip_and_catalogs_without_them_open() {
+        let mut catalog = Catalog::new(Vec::new());
+        catalog.apply(1, &CatalogChange::CreateVolume(volume(1, "db")));
+        let before = String::from_utf8(catalog.encode()).expect("JSON");
+        assert!(!before.contains("reservations"), "older builds read it: {before}");
+        assert_eq!(Catalog::decode(before.as_bytes()).expect("as before the field"), catalog);
+
+        let kind = HoldKind::WriteExclusiveRegistrants;
+        let host = Uuid::from_bytes([0xff; 16]);
+        let reservations = Reservations {
+            generation: u32::MAX,
+            persistent: true,
+            registrants: BTreeMap::from([(Uuid::nil(), u64::MAX), (host, 1)]),
+            held: Some(Hold { kind, host: Some(host) }),
+        };
+        let change = CatalogChange::SetReservations { id: 1, reservations: reservations.clone() };
+        assert_eq!(CatalogChange::decode(&change.encode()).expect("own JSON"), change);
+        catalog.apply(2, &change);
+        catalog.apply(
+            3,
+            &CatalogChange::SetReservations { id: 9, reservations: reservations.clone() },
+        );
+        assert_eq!(catalog.volumes[&1].reservations, Some(reservations));
+        assert_eq!(Catalog::decode(&catalog.encode()).expect("own JSON"), catalog);
     }
 
     #[test]

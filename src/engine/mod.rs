@@ -197,7 +197,8 @@ impl Engine {
             | CatalogChange::ResizeVolume { .. }
             | CatalogChange::SetVolumeHosts { .. }
             | CatalogChange::AddHost(_)
-            | CatalogChange::RemoveHost { .. } => {}
+            | CatalogChange::RemoveHost { .. }
+            | CatalogChange::SetReservations { .. } => {}
         }
         catalog.apply(lsn.0, &change);
     }

@@ -76,7 +76,7 @@ pub(super) async fn no_such_method(method: Method, uri: Uri) -> Refusal {
 fn status(kind: ErrorKind) -> StatusCode {
     match kind {
         ErrorKind::InvalidRequest | ErrorKind::OutOfRange => StatusCode::BAD_REQUEST,
-        ErrorKind::ReadOnly => StatusCode::FORBIDDEN,
+        ErrorKind::ReadOnly | ErrorKind::Reserved => StatusCode::FORBIDDEN,
         ErrorKind::NotFound => StatusCode::NOT_FOUND,
         ErrorKind::Exists | ErrorKind::Busy => StatusCode::CONFLICT,
         ErrorKind::NoSpace | ErrorKind::DeviceFull => StatusCode::INSUFFICIENT_STORAGE,

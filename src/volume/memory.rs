@@ -42,18 +42,29 @@ use crate::volume::VolumeDirectory;
 use crate::volume::VolumeRef;
 use crate::volume::ZeroMode;
 use crate::volume::pieces_equal;
+use crate::volume::reservation::Access;
+use crate::volume::reservation::CurrentReservations;
+use crate::volume::reservation::Reservations;
 
 /// Pages in a region: 2 MiB, so that 1 GiB is 512 regions and lookups stay in the CPU cache.
 const REGION_PAGES: u64 = 512;
 /// Largest write that is all-or-nothing; all are, here. The pod's default (design.md, section 1).
 const ATOMIC_WRITE_BYTES: u32 = 64 * 1024;
 
-/// A volume in RAM.
+/// A volume in RAM. A clone is the same volume.
+#[derive(Clone)]
 pub struct MemoryVolume {
     name: String,
     id: u64,
     logical_block_bytes: u32,
     read_only: bool,
+    state: Arc<State>,
+    /// Who uses it this way; `None` for whom reservations do not know.
+    host: Option<Uuid>,
+}
+
+/// What all who use a volume see alike.
+struct State {
     /// The NQN of the only host it is served to, if not to all.
     only_host: Mutex<Option<String>>,
     closed: AtomicBool,
@@ -63,8 +74,10 @@ pub struct MemoryVolume {
     failure: Mutex<Option<ErrorKind>>,
     /// While true, futures wait before they do anything.
     held: watch::Sender<bool>,
-    /// Guards all content; held for one request's copying, never across an await.
+    /// Guards all content; held for one request's copying, never across an await. What changes
+    /// content or reservations holds it for writing.
     content: RwLock<Content>,
+    reservations: CurrentReservations,
 }
 
 type Region = Box<[Option<Bytes>]>;
@@ -86,17 +99,22 @@ impl MemoryVolume {
             regions: BTreeMap::new(),
             kept: BTreeMap::new(),
         };
-        Self {
-            name: name.to_owned(),
-            id: 1,
-            logical_block_bytes: 512,
-            read_only: false,
+        let state = State {
             only_host: Mutex::new(None),
             closed: AtomicBool::new(false),
             misses: AtomicBool::new(false),
             failure: Mutex::new(None),
             held: watch::Sender::new(false),
             content: RwLock::new(content),
+            reservations: CurrentReservations::default(),
+        };
+        Self {
+            name: name.to_owned(),
+            id: 1,
+            logical_block_bytes: 512,
+            read_only: false,
+            state: Arc::new(state),
+            host: None,
         }
     }
 
@@ -118,32 +136,32 @@ impl MemoryVolume {
     /// Serves it to that host only, or to all. Its directory has to be told:
     /// [`MemoryDirectory::announce`].
     pub fn serve_only(&self, nqn: Option<&str>) {
-        *self.only_host.lock() = nqn.map(str::to_owned);
+        *self.state.only_host.lock() = nqn.map(str::to_owned);
     }
 
     /// Fails every request from now on with `kind`, or none.
     pub fn fail_with(&self, kind: Option<ErrorKind>) {
-        *self.failure.lock() = kind;
+        *self.state.failure.lock() = kind;
     }
 
     /// Makes every read take the slow path, as if nothing were cached.
     pub fn set_misses(&self, misses: bool) {
-        self.misses.store(misses, Ordering::Relaxed);
+        self.state.misses.store(misses, Ordering::Relaxed);
     }
 
     /// Makes futures wait until called again with `false`.
     pub fn hold(&self, held: bool) {
-        self.held.send_replace(held);
+        self.state.held.send_replace(held);
     }
 
     /// Ends the volume as if it had been deleted.
     pub fn close(&self) {
-        self.closed.store(true, Ordering::Release);
+        self.state.closed.store(true, Ordering::Release);
     }
 
     /// Changes the size; what lies past a smaller one is lost.
     pub fn resize(&self, size_bytes: u64) {
-        let mut content = self.content.write();
+        let mut content = self.state.content.write();
         let size_bytes = round_up(size_bytes, BLOCK_BYTES_U64);
         let end = content.size_bytes;
         if size_bytes < end {
@@ -157,7 +175,7 @@ impl MemoryVolume {
         if self.closed() {
             return Err(Error::new(ErrorKind::ShuttingDown, op));
         }
-        if let Some(kind) = *self.failure.lock() {
+        if let Some(kind) = *self.state.failure.lock() {
             return Err(Error::new(kind, op).context("failure asked for by a test"));
         }
         if writes && self.read_only {
@@ -166,14 +184,18 @@ impl MemoryVolume {
         Ok(())
     }
 
+    fn check_reservations(&self, op: &'static str, access: Access) -> Result<()> {
+        self.state.reservations.check(self.host, access, op)
+    }
+
     /// Runs `work` once the volume is not held.
     fn later<T: 'static>(
         self: Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T> + 'static,
     ) -> LocalBoxFuture<Result<T>> {
         Box::pin(async move {
-            if *self.held.borrow() {
-                let mut held = self.held.subscribe();
+            if *self.state.held.borrow() {
+                let mut held = self.state.held.subscribe();
                 // The sender lives in `self`, so waiting ends only by release.
                 let _ = held.wait_for(|held| !held).await;
             }
@@ -183,7 +205,8 @@ impl MemoryVolume {
 
     fn read_now(&self, offset: u64, bytes: u64, pieces: &mut Vec<Piece>) -> Result<()> {
         self.check("read", false)?;
-        let content = self.content.read();
+        self.check_reservations("read", Access::Read)?;
+        let content = self.state.content.read();
         content.check_range("read", offset, bytes)?;
         content.read(offset, offset + bytes, pieces);
         Ok(())
@@ -209,7 +232,7 @@ impl Volume for MemoryVolume {
     }
 
     fn size_bytes(&self) -> u64 {
-        self.content.read().size_bytes
+        self.state.content.read().size_bytes
     }
 
     fn read_only(&self) -> bool {
@@ -217,7 +240,7 @@ impl Volume for MemoryVolume {
     }
 
     fn admits(&self, host: Option<&str>) -> bool {
-        let only = self.only_host.lock();
+        let only = self.state.only_host.lock();
         only.as_deref().is_none_or(|only| host == Some(only))
     }
 
@@ -226,11 +249,35 @@ impl Volume for MemoryVolume {
     }
 
     fn closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        self.state.closed.load(Ordering::Acquire)
+    }
+
+    fn for_host(self: Arc<Self>, host: Uuid) -> VolumeRef {
+        Arc::new(Self { host: Some(host), ..Self::clone(&self) })
+    }
+
+    fn reservations(&self) -> Arc<Reservations> {
+        self.state.reservations.get()
+    }
+
+    fn replace_reservations(
+        self: Arc<Self>,
+        seen: Arc<Reservations>,
+        next: Reservations,
+    ) -> LocalBoxFuture<Result<bool>> {
+        self.later(move |volume| {
+            volume.check("change reservations", false)?;
+            let _no_change_under_way = volume.state.content.write();
+            let current = volume.state.reservations.is(&seen);
+            if current {
+                volume.state.reservations.publish(next);
+            }
+            Ok(current)
+        })
     }
 
     fn try_read(&self, offset: u64, bytes: u32, pieces: &mut Vec<Piece>) -> Result<bool> {
-        if self.misses.load(Ordering::Relaxed) {
+        if self.state.misses.load(Ordering::Relaxed) {
             return Ok(false);
         }
         self.read_now(offset, u64::from(bytes), pieces)?;
@@ -248,7 +295,8 @@ impl Volume for MemoryVolume {
     fn write(self: Arc<Self>, offset: u64, data: Bytes) -> LocalBoxFuture<Result<()>> {
         self.later(move |volume| {
             volume.check("write", true)?;
-            let mut content = volume.content.write();
+            let mut content = volume.state.content.write();
+            volume.check_reservations("write", Access::Write)?;
             content.check_range("write", offset, bytes_u64(data.len()))?;
             content.write(offset, &data);
             Ok(())
@@ -264,7 +312,8 @@ impl Volume for MemoryVolume {
         const OP: &str = "compare and write";
         self.later(move |volume| {
             volume.check(OP, true)?;
-            let mut content = volume.content.write();
+            let mut content = volume.state.content.write();
+            volume.check_reservations(OP, Access::Write)?;
             let end = offset.saturating_add(bytes_u64(data.len()));
             content.check_range(OP, offset, bytes_u64(data.len()))?;
             let mut stored = Vec::new();
@@ -285,7 +334,8 @@ impl Volume for MemoryVolume {
     ) -> LocalBoxFuture<Result<()>> {
         self.later(move |volume| {
             volume.check("zero", true)?;
-            let mut content = volume.content.write();
+            let mut content = volume.state.content.write();
+            volume.check_reservations("zero", Access::Write)?;
             content.check_range("zero", offset, bytes)?;
             content.zero(offset, offset + bytes, mode);
             Ok(())
@@ -293,13 +343,17 @@ impl Volume for MemoryVolume {
     }
 
     fn flush(self: Arc<Self>) -> LocalBoxFuture<Result<()>> {
-        self.later(|volume| volume.check("flush", false))
+        self.later(|volume| {
+            volume.check("flush", false)?;
+            volume.check_reservations("flush", Access::Write)
+        })
     }
 
     fn prefetch(self: Arc<Self>, offset: u64, bytes: u64) -> LocalBoxFuture<Result<()>> {
         self.later(move |volume| {
             volume.check("prefetch", false)?;
-            volume.content.read().check_range("prefetch", offset, bytes)
+            volume.check_reservations("prefetch", Access::Read)?;
+            volume.state.content.read().check_range("prefetch", offset, bytes)
         })
     }
 
@@ -311,7 +365,8 @@ impl Volume for MemoryVolume {
     ) -> LocalBoxFuture<Result<Vec<Extent>>> {
         self.later(move |volume| {
             volume.check("block status", false)?;
-            let content = volume.content.read();
+            volume.check_reservations("block status", Access::Read)?;
+            let content = volume.state.content.read();
             content.check_range("block status", offset, bytes)?;
             Ok(content.extents(offset, offset + bytes, extents_max))
         })

@@ -19,6 +19,9 @@ use crate::error::Result;
 pub mod memory;
 pub mod pod;
 pub mod pod_volume;
+pub mod reservation;
+
+use reservation::Reservations;
 
 /// A contiguous part of a read's answer. Parts are in order and cover the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,12 +87,13 @@ pub struct Extent {
 ///
 /// Offsets and lengths are in bytes, of any alignment; the implementation does the
 /// read-modify-write of partial blocks. A request past [`Volume::size_bytes`] fails with
-/// `OutOfRange` and changes nothing. Requests of zero length succeed.
+/// `OutOfRange` and changes nothing. Requests of zero length succeed. A request that a reservation
+/// forbids fails with `Reserved` and changes nothing.
 ///
 /// # Cancellation
 /// Dropping the future of a write leaves each of its parts, of the atomic size or less, wholly done
 /// or wholly undone, and what is done comes before all that is issued afterwards. Other futures may
-/// be dropped freely.
+/// be dropped freely; a change of reservations goes on without its future.
 pub trait Volume: Send + Sync {
     /// The name by which it is exported.
     fn name(&self) -> String;
@@ -109,6 +113,20 @@ pub trait Volume: Send + Sync {
     fn atomic_write_bytes(&self) -> u32;
     /// Set once the volume was deleted or the node stops: targets then end their sessions.
     fn closed(&self) -> bool;
+
+    /// The same volume as this host uses it: what reservations forbid the host is refused. The
+    /// volume of a directory is that of a user no reservation knows.
+    fn for_host(self: Arc<Self>, host: Uuid) -> VolumeRef;
+    /// Who has registered, and who holds the volume.
+    fn reservations(&self) -> Arc<Reservations>;
+    /// Puts `next` in place of `seen`; false, and nothing is done, if they are not the current ones
+    /// any more. They are durable when it completes, and no request they forbid changes anything
+    /// after that, however early it began.
+    fn replace_reservations(
+        self: Arc<Self>,
+        seen: Arc<Reservations>,
+        next: Reservations,
+    ) -> LocalBoxFuture<Result<bool>>;
 
     /// Answers a read from RAM alone, without waiting or allocating.
     ///

@@ -273,6 +273,7 @@ impl Pod {
             branch: id + 1,
             head: id + 2,
             hosts: None,
+            reservations: None,
         };
         self.engine.change_catalog(&CatalogChange::CreateVolume(record.clone())).await?;
         self.add(&record)?;

@@ -1,5 +1,10 @@
-//! A volume of a pod: bytes to blocks, the order of overlapping requests, and the
-//! read-modify-write of partial blocks.
+//! A volume of a pod: bytes to blocks, the order of overlapping requests, the read-modify-write of
+//! partial blocks, and what reservations forbid.
+//!
+//! # Invariants
+//! * A request that changes content holds its range before it asks whether reservations allow it,
+//!   and until it is visible. So once new ones are published and the whole volume was held for a
+//!   moment, nothing they forbid can still happen.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -11,16 +16,22 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use bytes::BytesMut;
 use parking_lot::RwLock;
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::Extent;
 use super::Piece;
 use super::Volume;
+use super::VolumeRef;
 use super::ZeroMode;
 use super::pieces_equal;
 use super::pod::VolumeInfo;
+use super::reservation::Access;
+use super::reservation::CurrentReservations;
+use super::reservation::Reservations;
 use crate::engine::Engine;
 use crate::engine::block_status::BlockState;
+use crate::engine::catalog::CatalogChange;
 use crate::engine::catalog::VolumeRecord;
 use crate::engine::layer::Layer;
 use crate::engine::range_lock::RangeGuard;
@@ -42,18 +53,29 @@ use crate::units::bytes_usize;
 /// ones become holes, which read the same.
 const KEEP_ALLOCATED_BYTES_MAX: u64 = 64 << 20;
 
-/// See the module.
+/// See the module. A clone is the same volume.
+#[derive(Clone)]
 pub struct PodVolume {
     engine: Arc<Engine>,
     layer: Arc<Layer>,
+    /// In units of blocks.
+    ranges: Arc<RangeLock>,
+    shared: Arc<Shared>,
+    /// Who uses it this way; `None` for whom reservations do not know.
+    host: Option<Uuid>,
+}
+
+/// What all who use a volume see alike.
+struct Shared {
     /// As created; the size is in `size_bytes`, the hosts in `hosts`.
     record: VolumeRecord,
     size_bytes: AtomicU64,
-    /// In units of blocks.
-    ranges: Arc<RangeLock>,
     /// The only hosts it is served to, by NQN; `None`: all.
     hosts: RwLock<Option<BTreeSet<String>>>,
     closed: AtomicBool,
+    reservations: CurrentReservations,
+    /// Held from the look at the reservations until others are in force.
+    reserving: tokio::sync::Mutex<()>,
 }
 
 /// A byte range as whole blocks.
@@ -87,71 +109,106 @@ impl PodVolume {
     /// A volume on its head layer.
     #[must_use]
     pub fn new(engine: Arc<Engine>, layer: Arc<Layer>, record: &VolumeRecord) -> Self {
-        Self {
-            engine,
-            layer,
+        // The others were not to outlive the run that they were made in.
+        let reservations = record.reservations.clone().filter(|found| found.persistent);
+        let shared = Shared {
             size_bytes: AtomicU64::new(record.size_bytes),
             record: record.clone(),
             hosts: RwLock::new(record.hosts.clone()),
-            ranges: Arc::default(),
             closed: AtomicBool::new(false),
-        }
+            reservations: CurrentReservations::new(reservations.unwrap_or_default()),
+            reserving: tokio::sync::Mutex::default(),
+        };
+        Self { engine, layer, ranges: Arc::default(), shared: Arc::new(shared), host: None }
     }
 
     /// The volume as it is now.
     #[must_use]
     pub fn info(&self) -> VolumeInfo {
         VolumeInfo {
-            id: self.record.id,
-            name: self.record.name.clone(),
-            uuid: self.record.uuid,
-            size_bytes: self.size_bytes.load(Ordering::Acquire),
-            logical_block_bytes: self.record.logical_block_bytes,
-            read_only: self.record.read_only,
+            id: self.shared.record.id,
+            name: self.shared.record.name.clone(),
+            uuid: self.shared.record.uuid,
+            size_bytes: self.shared.size_bytes.load(Ordering::Acquire),
+            logical_block_bytes: self.shared.record.logical_block_bytes,
+            read_only: self.shared.record.read_only,
             allocated_bytes: self.layer.mapped_blocks.load(Ordering::Relaxed) * BLOCK_BYTES_U64,
-            hosts: self.hosts.read().clone(),
+            hosts: self.shared.hosts.read().clone(),
         }
     }
 
     /// The new list is durable.
     pub fn set_hosts(&self, hosts: Option<BTreeSet<String>>) {
-        *self.hosts.write() = hosts;
+        *self.shared.hosts.write() = hosts;
     }
 
     /// The host is gone for good.
     pub fn remove_host(&self, nqn: &str) {
-        self.hosts.write().as_mut().map(|hosts| hosts.remove(nqn));
+        self.shared.hosts.write().as_mut().map(|hosts| hosts.remove(nqn));
     }
 
     /// The resize is durable.
     pub fn set_size(&self, size_bytes: u64) {
-        self.size_bytes.store(size_bytes, Ordering::Release);
+        self.shared.size_bytes.store(size_bytes, Ordering::Release);
     }
 
     /// No request is accepted any more.
     pub fn close(&self) {
-        self.closed.store(true, Ordering::Release);
+        self.shared.closed.store(true, Ordering::Release);
     }
 
     fn check(&self, offset: u64, bytes: u64, op: &'static str) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::new(ErrorKind::ShuttingDown, op).context(&self.record.name));
+        if self.shared.closed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::ShuttingDown, op).context(&self.shared.record.name));
         }
-        let size = self.size_bytes.load(Ordering::Acquire);
+        let size = self.shared.size_bytes.load(Ordering::Acquire);
         match offset.checked_add(bytes) {
             Some(end) if end <= size => Ok(()),
             _ => Err(Error::new(ErrorKind::OutOfRange, op).context(format_args!(
                 "{}: {bytes} bytes at {offset}, the volume has {size}",
-                self.record.name
+                self.shared.record.name
             ))),
         }
     }
 
     fn check_write(&self, offset: u64, bytes: u64, op: &'static str) -> Result<()> {
-        if self.record.read_only {
-            return Err(Error::new(ErrorKind::ReadOnly, op).context(&self.record.name));
+        if self.shared.record.read_only {
+            return Err(Error::new(ErrorKind::ReadOnly, op).context(&self.shared.record.name));
         }
         self.check(offset, bytes, op)
+    }
+
+    /// A look at content asks for this as well.
+    fn check_read(&self, offset: u64, bytes: u64, op: &'static str) -> Result<()> {
+        self.check(offset, bytes, op)?;
+        self.shared.reservations.check(self.host, Access::Read, op)
+    }
+
+    /// Takes a range for a change of its content, which reservations must allow: see the module.
+    async fn hold(&self, span: &BlockSpan, op: &'static str) -> Result<Arc<RangeGuard>> {
+        let hold = self.ranges.acquire(span.range()).await;
+        self.shared.reservations.check(self.host, Access::Write, op)?;
+        Ok(Arc::new(hold))
+    }
+
+    async fn change_reservations(
+        &self,
+        seen: &Arc<Reservations>,
+        next: Reservations,
+    ) -> Result<bool> {
+        let shared = &self.shared;
+        let _one_at_a_time = shared.reserving.lock().await;
+        self.check(0, 0, "change reservations")?;
+        if !shared.reservations.is(seen) {
+            return Ok(false);
+        }
+        let change =
+            CatalogChange::SetReservations { id: shared.record.id, reservations: next.clone() };
+        self.engine.change_catalog(&change).await?;
+        shared.reservations.publish(next);
+        // What is still under way may be what is now forbidden.
+        drop(self.ranges.acquire(0..u64::MAX).await);
+        Ok(true)
     }
 
     async fn read_range(&self, offset: u64, bytes: u64) -> Result<Vec<Piece>> {
@@ -163,7 +220,7 @@ impl PodVolume {
 
     async fn write_range(&self, offset: u64, data: Bytes) -> Result<()> {
         let span = BlockSpan::of(offset, bytes_u64(data.len()));
-        let hold = Arc::new(self.ranges.acquire(span.range()).await);
+        let hold = self.hold(&span, "write").await?;
         self.write_held(&span, hold, data).await
     }
 
@@ -175,7 +232,8 @@ impl PodVolume {
     ) -> Result<bool> {
         let bytes = bytes_u64(data.len());
         let span = BlockSpan::of(offset, bytes);
-        let hold = Arc::new(self.ranges.acquire(span.range()).await);
+        // Who may write may read.
+        let hold = self.hold(&span, "compare and write").await?;
         let stored = self.read_range(offset, bytes).await?;
         if !pieces_equal(&stored, expected) {
             return Ok(false);
@@ -218,7 +276,7 @@ impl PodVolume {
     /// rewritten.
     async fn zero_range(&self, offset: u64, bytes: u64, mode: ZeroMode) -> Result<()> {
         let span = BlockSpan::of(offset, bytes);
-        let hold = Arc::new(self.ranges.acquire(span.range()).await);
+        let hold = self.hold(&span, "zero").await?;
         let end = offset + bytes;
         let (first_whole, end_whole) = (offset.div_ceil(BLOCK_BYTES_U64), end / BLOCK_BYTES_U64);
         let mut partial = Vec::new();
@@ -280,31 +338,31 @@ impl Trimmer {
 
 impl Volume for PodVolume {
     fn name(&self) -> String {
-        self.record.name.clone()
+        self.shared.record.name.clone()
     }
 
     fn id(&self) -> u64 {
-        self.record.id
+        self.shared.record.id
     }
 
     fn uuid(&self) -> Uuid {
-        self.record.uuid
+        self.shared.record.uuid
     }
 
     fn logical_block_bytes(&self) -> u32 {
-        self.record.logical_block_bytes
+        self.shared.record.logical_block_bytes
     }
 
     fn size_bytes(&self) -> u64 {
-        self.size_bytes.load(Ordering::Acquire)
+        self.shared.size_bytes.load(Ordering::Acquire)
     }
 
     fn read_only(&self) -> bool {
-        self.record.read_only
+        self.shared.record.read_only
     }
 
     fn admits(&self, host: Option<&str>) -> bool {
-        let hosts = self.hosts.read();
+        let hosts = self.shared.hosts.read();
         hosts.as_ref().is_none_or(|hosts| host.is_some_and(|host| hosts.contains(host)))
     }
 
@@ -313,11 +371,36 @@ impl Volume for PodVolume {
     }
 
     fn closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        self.shared.closed.load(Ordering::Acquire)
+    }
+
+    fn for_host(self: Arc<Self>, host: Uuid) -> VolumeRef {
+        Arc::new(Self { host: Some(host), ..Self::clone(&self) })
+    }
+
+    fn reservations(&self) -> Arc<Reservations> {
+        self.shared.reservations.get()
+    }
+
+    fn replace_reservations(
+        self: Arc<Self>,
+        seen: Arc<Reservations>,
+        next: Reservations,
+    ) -> LocalBoxFuture<Result<bool>> {
+        Box::pin(async move {
+            let (done, outcome) = oneshot::channel();
+            let env = Arc::clone(&self.engine.env);
+            // A task of its own: what became durable must be published, whoever still waits.
+            env.spawn(Box::pin(async move {
+                let _ = done.send(self.change_reservations(&seen, next).await);
+            }));
+            let ended = |_| Error::new(ErrorKind::ShuttingDown, "change reservations");
+            outcome.await.map_err(ended)?
+        })
     }
 
     fn try_read(&self, offset: u64, bytes: u32, pieces: &mut Vec<Piece>) -> Result<bool> {
-        self.check(offset, u64::from(bytes), "read")?;
+        self.check_read(offset, u64::from(bytes), "read")?;
         if bytes == 0 {
             return Ok(true);
         }
@@ -330,7 +413,7 @@ impl Volume for PodVolume {
 
     fn read(self: Arc<Self>, offset: u64, bytes: u32) -> LocalBoxFuture<Result<Vec<Piece>>> {
         Box::pin(async move {
-            self.check(offset, u64::from(bytes), "read")?;
+            self.check_read(offset, u64::from(bytes), "read")?;
             self.read_range(offset, u64::from(bytes)).await
         })
     }
@@ -385,14 +468,15 @@ impl Volume for PodVolume {
 
     /// Everything acknowledged is durable already.
     fn flush(self: Arc<Self>) -> LocalBoxFuture<Result<()>> {
-        Box::pin(std::future::ready(Ok(())))
+        let allowed = self.shared.reservations.check(self.host, Access::Write, "flush");
+        Box::pin(std::future::ready(allowed))
     }
 
     fn prefetch(self: Arc<Self>, offset: u64, bytes: u64) -> LocalBoxFuture<Result<()>> {
         /// Prefetched at a time, so that a large hint does not fill memory.
         const STEP_BYTES: u64 = 1 << 20;
         Box::pin(async move {
-            self.check(offset, bytes, "prefetch")?;
+            self.check_read(offset, bytes, "prefetch")?;
             let mut at = offset;
             while at < offset + bytes {
                 let step = STEP_BYTES.min(offset + bytes - at);
@@ -410,7 +494,7 @@ impl Volume for PodVolume {
         extents_max: usize,
     ) -> LocalBoxFuture<Result<Vec<Extent>>> {
         Box::pin(async move {
-            self.check(offset, bytes, "block status")?;
+            self.check_read(offset, bytes, "block status")?;
             let span = BlockSpan::of(offset, bytes);
             let first = Lba(span.first);
             let runs = self.engine.block_status(&self.layer, first, span.blocks(), extents_max);

@@ -47,7 +47,7 @@ HOSTNQN=nqn.2014-08.org.nvmexpress:uuid:$HOSTID
 weft export show disk -o json | jq -c '.nvme[0].config_json' |
     sed "s/127\.0\.0\.1/10.0.2.2/; s/HOSTNQN/$HOSTNQN/" >"$WORK/config.json"
 
-"$ROOT/scripts/lab" --time-limit 400 --file "$ROOT/scripts/attach" --file "$ROOT/scripts/detach" \
+"$ROOT/scripts/lab" --time-limit 560 --file "$ROOT/scripts/attach" --file "$ROOT/scripts/detach" \
     --file "$WORK/config.json" --env "HOSTID=$HOSTID" --env "HOSTNQN=$HOSTNQN" \
     --env HOST=10.0.2.2 --env "PORT=$FIRST_PORT" --env "OTHER_PORT=$RELAY_PORT" --env "NBD_PORT=$PORT" --env VOLUME=disk \
     --env "NQN=$nqn" --env "UUID=$uuid" "$ROOT/tests/lab/nvme.sh" >"$WORK/lab" 2>&1 &
@@ -83,7 +83,11 @@ fi
 if asked MEND; then
     open_path
 fi
-if asked KILL; then
+if asked 'KILL AND'; then
+    kill_server
+    start_server
+fi
+if asked 'KILL WHILE'; then
     kill_server
     start_server
 fi

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The kernel's NVMe/TCP initiator in the lab's guest: discover, connect, identify, xfs, ext4, discard, digests, namespaces
 # that come, grow and go while connected, two paths one of which is cut, the same volume over NBD, a server that is
-# killed and comes back.
+# killed and comes back, two hosts that reserve the volume from each other.
 #
 # Runs in the guest, next to attach, detach and config.json. Variables: HOST, PORT and OTHER_PORT (NVMe), NBD_PORT, NQN,
 # VOLUME (the volume of 1 GiB with blocks of 512 bytes; everything on it is lost), UUID (its own), HOSTNQN and HOSTID (of
@@ -231,7 +231,6 @@ eventually attached "$UUID"
 device=$(device_of "$UUID")
 
 step 'two paths, one cut under I/O and mended'
-# A reconnect that fails is what the cut path is for, so this step is not looked at for the kernel's complaints.
 expect connect_by "$OTHER_PORT" --reconnect-delay 1
 live_paths() {
     [ "$(cat /sys/class/nvme/nvme*/state | grep -c '^live$')" = "$1" ]
@@ -291,6 +290,105 @@ expect disconnect
 expect gone "$UUID"
 expect nvme connect-all -t tcp -a "$HOST" -s "$PORT" --hostnqn "$HOSTNQN" --hostid "$HOSTID"
 eventually attached "$UUID"
+expect disconnect
+
+step 'two hosts: one reserves the volume'
+# Without multipathing each host has a block device of its own.
+expect modprobe -r nvme-tcp
+! grep -q '^nvme_core ' /proc/modules || expect rmmod nvme-fabrics nvme-core
+expect modprobe nvme-core multipath=N
+expect modprobe nvme-tcp
+OTHERID=6a3f6f0c-1d2e-4c57-9f0a-0e5a5d0e2f6b
+# Prints the controller of the host with identifier $1.
+control_of() {
+    for found in /sys/class/nvme/nvme*; do
+        if [ "$(cat "$found/hostid" 2>/dev/null)" = "$1" ]; then
+            echo "$found"
+            return 0
+        fi
+    done
+    return 1
+}
+# Prints that host's block device of the volume.
+disk_of() {
+    control=$(control_of "$1") || return 1
+    for found in "$control"/nvme*n*; do
+        if [ "$(cat "$found/uuid" 2>/dev/null)" = "$UUID" ]; then
+            echo "/dev/${found##*/}"
+            return 0
+        fi
+    done
+    return 1
+}
+both_live() {
+    [ "$(cat "$(control_of $HOSTID)/state")" = live ] && [ "$(cat "$(control_of $OTHERID)/state")" = live ]
+}
+writes() {
+    dd if=/tmp/sample of="$1" bs=4096 count=8 seek=100 oflag=direct status=none 2>/dev/null
+}
+reads() {
+    dd if="$1" of=/dev/null bs=4096 count=8 skip=100 iflag=direct status=none 2>/dev/null
+}
+refused() {
+    ! "$@" || fail "not refused: $*"
+}
+# Says whether the report as the other host gets it has all these lines.
+reports() {
+    nvme resv-report "$theirs" --eds >/tmp/report
+    for line in "$@"; do
+        grep -qE "^ *$line$" /tmp/report || { cat /tmp/report && fail "no line '$line' in the report"; }
+    done
+}
+# As nvme-cli does it, which takes a second host of one machine for a connection that is there already.
+connect_as() {
+    echo "transport=tcp,traddr=$HOST,trsvcid=$PORT,nqn=$NQN,reconnect_delay=1,hostid=$1,hostnqn=nqn.2014-08.org.nvmexpress:uuid:$1" \
+        >/dev/nvme-fabrics
+}
+expect connect_as $HOSTID
+expect connect_as $OTHERID
+eventually disk_of $HOSTID
+eventually disk_of $OTHERID
+ours=$(disk_of $HOSTID)
+theirs=$(disk_of $OTHERID)
+echo "one host has $ours, the other $theirs"
+nvme id-ns "$ours" | grep '^rescap' >/tmp/rescap
+expect grep -q 0xff /tmp/rescap
+expect nvme resv-register "$ours" --nrkey=0xa --rrega=0 --cptpl=3 >/dev/null
+expect nvme resv-acquire "$ours" --crkey=0xa --rtype=1 --racqa=0 >/dev/null
+expect writes "$ours"
+refused writes "$theirs"
+expect reads "$theirs"
+refused nvme resv-acquire "$theirs" --crkey=0xb --rtype=1 --racqa=0 >/dev/null 2>&1
+reports 'gen *: 1' 'rtype *: 1' 'regctl *: 1' 'ptpls *: 1' 'rkey *: a' 'rcsts *: 1'
+# NBD clients are hosts that have not registered.
+nbd=$(./attach "$VOLUME" --host "$HOST" --port "$NBD_PORT" --block-size 512 --connections 1) ||
+    fail 'attach'
+refused writes "$nbd"
+expect reads "$nbd"
+expect ./detach "$VOLUME"
+
+step 'the server is killed: the reservation stays'
+echo 'ASK KILL WHILE RESERVED'
+eventually grep -q connecting /sys/class/nvme/nvme*/state
+eventually both_live
+reports 'gen *: 1' 'rtype *: 1' 'regctl *: 1' 'ptpls *: 1' 'rkey *: a' 'rcsts *: 1'
+expect writes "$ours"
+refused writes "$theirs"
+
+step 'the other host preempts it'
+expect nvme resv-register "$theirs" --nrkey=0xb --rrega=0 --cptpl=0 >/dev/null
+expect nvme resv-acquire "$theirs" --crkey=0xb --prkey=0xa --rtype=2 --racqa=2 >/dev/null
+expect writes "$theirs"
+refused writes "$ours"
+refused reads "$ours"
+reports 'gen *: 3' 'rtype *: 2' 'regctl *: 1' 'rkey *: b'
+control=$(control_of $HOSTID)
+nvme get-log "/dev/${control##*/}" --log-id=0x80 --log-len=64 --raw-binary >/tmp/notice || fail 'get-log'
+[ "$(head -c 9 /tmp/notice | tail -c 1 | od -An -tu1 | tr -d ' ')" = 1 ] || fail 'no notice of the preemption'
+expect nvme resv-release "$theirs" --crkey=0xb --rtype=2 --rrela=0 >/dev/null
+expect writes "$ours"
+expect nvme resv-release "$theirs" --crkey=0xb --rrela=1 >/dev/null
+reports 'gen *: 4' 'rtype *: 0' 'regctl *: 0'
 expect disconnect
 
 if dmesg | grep -iE 'nvme.*(bad|invalid|unexpected|duplicate|inconsistent|digest|truncated|failed to (identify|get))' |

@@ -109,7 +109,12 @@ pub struct Host {
     pub data_digest: bool,
     /// The address connected to.
     pub portal: SocketAddr,
+    /// Every byte of the host's identifier.
+    pub identity: u8,
 }
+
+/// The identifier of hosts that do not choose another.
+pub const IDENTITY: u8 = 0x11;
 
 fn crc(bytes: &[u8]) -> [u8; 4] {
     u32::try_from(crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes)).unwrap().to_le_bytes()
@@ -153,7 +158,8 @@ impl Host {
         stream.set_nodelay(true).unwrap();
         let (theirs, _) = listener.accept().await.unwrap();
         let session = spawn_local(Arc::clone(target).serve(theirs));
-        (Self { stream, header_digest: false, data_digest: false, portal }, session)
+        let (header_digest, data_digest, identity) = (false, false, IDENTITY);
+        (Self { stream, header_digest, data_digest, portal, identity }, session)
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
@@ -289,7 +295,8 @@ impl Host {
 
     /// Connects a queue and returns the controller's number.
     pub async fn connect(&mut self, nqn: &str, qid: u16, entries: u16, controller: u16) -> u16 {
-        let data = connect_data(nqn, controller);
+        let mut data = connect_data(nqn, controller);
+        data[..16].fill(self.identity);
         self.command(&connect_sqe(qid, entries, 0), &data).await;
         let id = self.success(0xc0de).await;
         u16::try_from(id & 0xffff).unwrap()
@@ -390,7 +397,7 @@ pub fn connect_sqe(qid: u16, entries: u16, keep_alive_ms: u32) -> Vec<u8> {
 
 pub fn connect_data(nqn: &str, controller: u16) -> Vec<u8> {
     let mut data = vec![0; 1024];
-    data[..16].fill(0x11);
+    data[..16].fill(IDENTITY);
     data[16..18].copy_from_slice(&controller.to_le_bytes());
     data[256..256 + nqn.len()].copy_from_slice(nqn.as_bytes());
     data[512..512 + HOST_NQN.len()].copy_from_slice(HOST_NQN.as_bytes());

@@ -349,7 +349,11 @@ mod tests {
     use crate::target::nbd::wire::put_u16;
     use crate::target::nbd::wire::put_u32;
     use crate::target::nbd::wire::put_u64;
+    use crate::volume::Volume;
     use crate::volume::memory::MemoryVolume;
+    use crate::volume::reservation::Hold;
+    use crate::volume::reservation::HoldKind;
+    use crate::volume::reservation::Reservations;
 
     const SIZE: u64 = 1 << 20;
     const EPERM: u32 = 1;
@@ -507,6 +511,43 @@ mod tests {
             match dialect {
                 Dialect::Simple => assert_eq!(hole.data, [[0; 4096], [7; 4096]].concat()),
                 _ => assert_eq!(hole.kinds, [2, 1]),
+            }
+        }
+    }
+
+    /// A client of ours is a host that has registered nothing, whatever others have reserved.
+    #[test]
+    fn a_reserved_volume_is_closed_to_clients_as_to_any_host_that_did_not_register() {
+        for dialect in DIALECTS {
+            for kind in [HoldKind::WriteExclusiveAll, HoldKind::ExclusiveAccess] {
+                let mut client = Client::new(dialect);
+                assert_eq!(client.write(0, &[7; 4096]).error, 0);
+                let host = uuid::Uuid::from_u128(1);
+                let next = Reservations {
+                    registrants: [(host, 1)].into(),
+                    held: Some(Hold { kind, host: (!kind.held_by_all()).then_some(host) }),
+                    ..Reservations::default()
+                };
+                let seen = client.volume.reservations();
+                let replaced = Arc::clone(&client.volume).replace_reservations(seen, next);
+                assert!(replaced.now_or_never().expect("at once").expect("replaced"));
+
+                assert_eq!(client.write(0, &[8; 4096]).error, EPERM);
+                for command in [TRIM, WRITE_ZEROES, FLUSH] {
+                    assert_eq!(client.ask(0, command, 0, 4096).error, EPERM, "{command}");
+                }
+                let expected = if kind.keeps_readers_out() { EPERM } else { 0 };
+                let reads = if dialect == Dialect::Simple { 2 } else { 3 };
+                for command in [READ, CACHE, BLOCK_STATUS].into_iter().take(reads) {
+                    assert_eq!(client.ask(0, command, 0, 4096).error, expected, "{command}");
+                }
+                let seen = client.volume.reservations();
+                let replaced =
+                    Arc::clone(&client.volume).replace_reservations(seen, Reservations::default());
+                assert!(replaced.now_or_never().expect("at once").expect("replaced"));
+                let reply = client.ask(0, READ, 0, 4096);
+                assert_eq!((reply.error, reply.data.ends_with(&[7; 4096])), (0, true));
+                assert_eq!(client.write(0, &[8; 4096]).error, 0);
             }
         }
     }

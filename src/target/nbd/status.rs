@@ -8,6 +8,8 @@ use crate::target::nbd::wire::Command;
 pub enum NbdError {
     /// EPERM: the export is read-only.
     NotPermitted,
+    /// EPERM: a host of another protocol has reserved the volume.
+    Reserved,
     /// EIO.
     Io,
     /// EINVAL.
@@ -25,7 +27,7 @@ impl NbdError {
     #[must_use]
     pub fn value(self) -> u32 {
         match self {
-            Self::NotPermitted => 1,
+            Self::NotPermitted | Self::Reserved => 1,
             Self::Io => 5,
             Self::Invalid => 22,
             Self::NoSpace => 28,
@@ -39,6 +41,7 @@ impl NbdError {
     pub fn text(self) -> &'static str {
         match self {
             Self::NotPermitted => "the export is read-only",
+            Self::Reserved => "the export is reserved by another host",
             Self::Io => "I/O error",
             Self::Invalid => "invalid request",
             Self::NoSpace => "no space left",
@@ -65,6 +68,7 @@ pub fn nbd_error(kind: ErrorKind, command: Command) -> NbdError {
         // ENOTSUP is reserved for FAST_ZERO, which we always honour.
         ErrorKind::InvalidRequest | ErrorKind::Unsupported => NbdError::Invalid,
         ErrorKind::ReadOnly => NbdError::NotPermitted,
+        ErrorKind::Reserved => NbdError::Reserved,
         ErrorKind::NoSpace | ErrorKind::DeviceFull => NbdError::NoSpace,
         // The volume was deleted under the client.
         ErrorKind::NotFound | ErrorKind::ShuttingDown => NbdError::Shutdown,
@@ -91,6 +95,7 @@ mod tests {
             (ErrorKind::Exists, 5),
             (ErrorKind::Busy, 5),
             (ErrorKind::ReadOnly, 1),
+            (ErrorKind::Reserved, 1),
             (ErrorKind::NoSpace, 28),
             (ErrorKind::Corrupt, 5),
             (ErrorKind::DeviceTransient, 5),

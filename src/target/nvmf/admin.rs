@@ -1,6 +1,6 @@
 //! Commands of the admin queue, but those of fabrics: Identify, log pages, features, events.
 //!
-//! None of them waits, so each is a function from the command to its [`Answer`]; only an
+//! Hardly any of them waits, so each is a function from the command to its [`Answer`]; only an
 //! Asynchronous Event Request may be answered much later ([`Admin::next_event`]).
 //!
 //! # Invariants
@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -23,9 +24,14 @@ use crate::target::nvmf::identify::EVENT_REQUESTS_MAX;
 use crate::target::nvmf::identify::EVENTS_SUPPORTED;
 use crate::target::nvmf::identify::IDENTIFY_BYTES;
 use crate::target::nvmf::identify::TRANSFER_BYTES_MAX;
+use crate::target::nvmf::io::Work;
 use crate::target::nvmf::log_page;
+use crate::target::nvmf::notices::MASK_BITS;
 use crate::target::nvmf::queue::Transfer;
+use crate::target::nvmf::reservation;
+use crate::target::nvmf::reservation::Command;
 use crate::target::nvmf::status::Status;
+use crate::target::nvmf::subsystem::Namespace;
 use crate::target::nvmf::subsystem::Namespaces;
 use crate::target::nvmf::subsystem::Subsystem;
 use crate::target::nvmf::transport::Path;
@@ -36,6 +42,9 @@ use crate::units::bytes_usize;
 /// Namespace Attribute Changed: a notice, whose details are in the log of changed namespaces.
 /// (NVMe Base 1.4, figure 149)
 const EVENT_NAMESPACE_CHANGED: u64 = 0x0004_0002;
+/// Reservation Log Page Available: of the I/O command set, whose details are in the log of
+/// notifications. (NVMe Base 1.4, figures 146 and 150)
+const EVENT_RESERVATION: u64 = 0x0080_0006;
 /// Discovery Log Page Change. (NVMe-oF 1.1, 5.4)
 const EVENT_DISCOVERY_CHANGED: u64 = 0x0070_f002;
 /// Every namespace.
@@ -56,16 +65,19 @@ mod feature {
     pub(super) const ASYNC_EVENTS: u8 = 0x0b;
     pub(super) const KEEP_ALIVE: u8 = 0x0f;
     pub(super) const HOST_IDENTIFIER: u8 = 0x81;
+    pub(super) const RESERVATION_MASK: u8 = 0x82;
+    pub(super) const RESERVATION_PERSISTENCE: u8 = 0x83;
 }
 
 /// What a command leads to.
-#[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Success with this result.
     Done(u64),
     /// Success with data of the length asked for.
     Data(Vec<u8>),
-    /// Nothing yet.
+    /// Nothing yet: it takes time.
+    Work(Work),
+    /// Nothing until there is an event.
     Later,
 }
 
@@ -88,6 +100,8 @@ pub struct Admin {
     to_tell: bool,
     /// The host was told and has not read the log yet.
     told: bool,
+    /// The same of reservations.
+    told_of_reservations: bool,
 }
 
 impl Admin {
@@ -109,6 +123,7 @@ impl Admin {
             discovery_generation: 1,
             to_tell: false,
             told: false,
+            told_of_reservations: false,
         }
     }
 
@@ -151,21 +166,26 @@ impl Admin {
     }
 
     /// The request to answer now, with the event, if there is an event and a request.
-    pub fn next_event(&mut self, kind: Kind) -> Option<(u16, u64)> {
-        let wanted = self.events_enabled & events_supported(kind) != 0;
-        if !(self.to_tell && wanted) || self.told {
+    pub fn next_event(&mut self, controller: &Controller) -> Option<(u16, u64)> {
+        if self.event_requests.is_empty() {
             return None;
         }
-        let cid = self.event_requests.pop_front()?;
-        self.to_tell = false;
-        self.told = true;
-        Some((
-            cid,
+        let kind = controller.identity().kind;
+        let wanted = self.events_enabled & events_supported(kind) != 0;
+        let event = if self.to_tell && wanted && !self.told {
+            self.to_tell = false;
+            self.told = true;
             match kind {
                 Kind::Io => EVENT_NAMESPACE_CHANGED,
                 Kind::Discovery => EVENT_DISCOVERY_CHANGED,
-            },
-        ))
+            }
+        } else if !self.told_of_reservations && controller.with_notices(|notices| notices.any()) {
+            self.told_of_reservations = true;
+            EVENT_RESERVATION
+        } else {
+            return None;
+        };
+        self.event_requests.pop_front().map(|cid| (cid, event))
     }
 
     /// How many event requests wait.
@@ -177,16 +197,22 @@ impl Admin {
     /// Executes a command whose [`transfer`] was accepted.
     pub fn execute(
         &mut self,
-        subsystem: &Subsystem,
+        subsystem: &Arc<Subsystem>,
         controller: &Controller,
         namespaces: &Namespaces,
         sqe: &Sqe,
     ) -> Result<Answer, Status> {
         let kind = controller.identity().kind;
+        let of_reservations =
+            matches!(sqe.u8(40), feature::RESERVATION_MASK | feature::RESERVATION_PERSISTENCE);
         match sqe.opcode() {
             opcode::IDENTIFY => identify(subsystem, controller, namespaces, sqe),
-            opcode::GET_LOG_PAGE => {
-                self.log_page(subsystem, controller.identity(), namespaces, sqe)
+            opcode::GET_LOG_PAGE => self.log_page(subsystem, controller, namespaces, sqe),
+            opcode::SET_FEATURES if of_reservations && kind == Kind::Io => {
+                set_reservation_feature(subsystem, controller, namespaces, sqe)
+            }
+            opcode::GET_FEATURES if of_reservations && kind == Kind::Io => {
+                reservation_feature(controller, namespaces, sqe)
             }
             opcode::SET_FEATURES => self.set_feature(controller, sqe),
             opcode::GET_FEATURES => self.feature(controller, sqe),
@@ -207,11 +233,11 @@ impl Admin {
     fn log_page(
         &mut self,
         subsystem: &Subsystem,
-        identity: &Identity,
+        controller: &Controller,
         namespaces: &Namespaces,
         sqe: &Sqe,
     ) -> Result<Answer, Status> {
-        let id = sqe.u8(40);
+        let (identity, id) = (controller.identity(), sqe.u8(40));
         let keep_event = sqe.u8(41) & 0x80 != 0;
         let log_specific = sqe.u8(41) & 0x7f;
         let page = match (identity.kind, id) {
@@ -227,6 +253,9 @@ impl Admin {
             }
             (Kind::Io, log_page::id::COMMANDS_AND_EFFECTS) => log_page::commands_and_effects(),
             (Kind::Io, log_page::id::ANA) => log_page::ana(namespaces, log_specific & 1 != 0),
+            (Kind::Io, log_page::id::RESERVATION_NOTIFICATION) => {
+                controller.with_notices(|notices| notices.read(true))
+            }
             _ => return Err(Status::INVALID_LOG_PAGE),
         };
         let (offset, length) = (sqe.u64(48), log_bytes(sqe)?);
@@ -242,6 +271,10 @@ impl Admin {
         if tells && !keep_event {
             self.changed.clear();
             self.told = false;
+        }
+        if id == log_page::id::RESERVATION_NOTIFICATION && !keep_event {
+            controller.with_notices(|notices| notices.read(false));
+            self.told_of_reservations = false;
         }
         Ok(Answer::Data(data))
     }
@@ -330,6 +363,56 @@ impl Admin {
             _ => default,
         }))
     }
+}
+
+/// Reservation Notification Mask and Reservation Persistence, which each namespace has.
+/// (NVMe Base 1.4, 5.21.1.26, 5.21.1.27)
+fn set_reservation_feature(
+    subsystem: &Arc<Subsystem>,
+    controller: &Controller,
+    namespaces: &Namespaces,
+    sqe: &Sqe,
+) -> Result<Answer, Status> {
+    let value = sqe.u32(44);
+    if sqe.u8(43) & 0x80 != 0 {
+        return Err(Status::NOT_SAVEABLE);
+    }
+    let chosen: Vec<Namespace> = match sqe.nsid() {
+        NSID_ALL => namespaces.iter().cloned().collect(),
+        nsid => vec![namespaces.find(nsid).ok_or(Status::INVALID_NAMESPACE)?.clone()],
+    };
+    let is_mask = sqe.u8(40) == feature::RESERVATION_MASK;
+    match value {
+        mask if is_mask && mask & !MASK_BITS == 0 => {
+            let nsids = chosen.iter().map(|namespace| namespace.nsid);
+            controller.with_notices(|notices| notices.set_mask(nsids, mask));
+            Ok(Answer::Done(0))
+        }
+        0 | 1 if !is_mask => {
+            let host = controller.identity().host().unwrap_or_default();
+            let command = Command::Persist(value == 1);
+            let change = reservation::change(Arc::clone(subsystem), chosen, host, command);
+            Ok(Answer::Work(Work::Change(change)))
+        }
+        _ => Err(Status::INVALID_FIELD),
+    }
+}
+
+fn reservation_feature(
+    controller: &Controller,
+    namespaces: &Namespaces,
+    sqe: &Sqe,
+) -> Result<Answer, Status> {
+    const NAMESPACE_SPECIFIC_AND_CHANGEABLE: u64 = 0b110;
+    let namespace = namespaces.find(sqe.nsid()).ok_or(Status::INVALID_NAMESPACE)?;
+    Ok(Answer::Done(match (sqe.u8(41) & 7, sqe.u8(40)) {
+        (0, feature::RESERVATION_MASK) => {
+            u64::from(controller.with_notices(|notices| notices.mask(namespace.nsid)))
+        }
+        (0, _) => u64::from(namespace.volume.reservations().persistent),
+        (3, _) => NAMESPACE_SPECIFIC_AND_CHANGEABLE,
+        _ => 0,
+    }))
 }
 
 /// Number of Queues: the same count of submission and completion queues, counted from 0.

@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use uuid::Uuid;
 
+use crate::target::nvmf::notices::Notice;
+use crate::target::nvmf::notices::Notices;
 use crate::target::nvmf::status::Status;
 
 /// Most I/O queues of one controller.
@@ -56,6 +59,14 @@ pub struct Identity {
     pub host_id: [u8; 16],
 }
 
+impl Identity {
+    /// The host as reservations know it, if it has an identifier.
+    #[must_use]
+    pub fn host(&self) -> Option<Uuid> {
+        Some(Uuid::from_bytes(self.host_id)).filter(|host| !host.is_nil())
+    }
+}
+
 /// What connections of a controller watch for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Life {
@@ -63,6 +74,8 @@ pub struct Life {
     pub ended: bool,
     /// Counts resets: I/O queues of an earlier count are to close.
     pub resets: u64,
+    /// Counts notices of reservations, for the admin queue to look.
+    pub notices: u64,
 }
 
 /// A controller.
@@ -74,6 +87,8 @@ pub struct Controller {
     /// A command came since the keep-alive timer last looked.
     active: AtomicBool,
     life: watch::Sender<Life>,
+    /// Guards what the host is to hear of reservations, for one look or change.
+    notices: Mutex<Notices>,
 }
 
 struct Registers {
@@ -100,6 +115,7 @@ impl Controller {
             }),
             active: AtomicBool::new(true),
             life: watch::Sender::default(),
+            notices: Mutex::default(),
         }
     }
 
@@ -125,6 +141,19 @@ impl Controller {
     #[must_use]
     pub fn life(&self) -> watch::Receiver<Life> {
         self.life.subscribe()
+    }
+
+    /// Tells the host of a change of reservations.
+    pub fn notify(&self, nsid: u32, notice: Notice) {
+        if self.notices.lock().add(nsid, notice) {
+            self.life.send_modify(|life| life.notices += 1);
+        }
+    }
+
+    /// Looks at what the host is to hear of reservations, or changes it; short, as those who have
+    /// news wait.
+    pub fn with_notices<T>(&self, look: impl FnOnce(&mut Notices) -> T) -> T {
+        look(&mut self.notices.lock())
     }
 
     /// Ends it: all its connections close.
@@ -230,6 +259,7 @@ impl Controller {
         }
         let reset = self.registers.lock().configure(value, self.identity.kind);
         if reset {
+            *self.notices.lock() = Notices::default();
             self.life.send_modify(|life| life.resets += 1);
         }
         Ok(reset)

@@ -98,8 +98,8 @@ fn of_namespaces(page: &mut [u8]) {
     put(page, 344, &ANA_GROUPS.to_le_bytes()); // ANAGRPMAX
     put(page, 348, &ANA_GROUPS.to_le_bytes()); // NANAGRPID
     put(page, 516, &NSID_MAX.to_le_bytes()); // NN
-    // ONCS: Compare, Dataset Management, Write Zeroes, Verify.
-    put(page, 520, &(1_u16 | 1 << 2 | 1 << 3 | 1 << 7).to_le_bytes());
+    // ONCS: Compare, Dataset Management, Write Zeroes, reservations, Verify.
+    put(page, 520, &(1_u16 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 7).to_le_bytes());
     put(page, 522, &1_u16.to_le_bytes()); // FUSES: Compare and Write
     // VWC: no volatile write cache, what is acknowledged is durable; Flush takes any namespace.
     page[525] = 0b110;
@@ -123,6 +123,8 @@ pub fn namespace(namespace: &Namespace) -> Vec<u8> {
     // NSFEAT: thin; the namespace's own atomic units; preferred units.
     page[24] = 0b1_0011;
     page[30] = 1; // NMIC: several controllers
+    // RESCAP: every type of reservation, persistent or not; IEKEY as of NVMe 1.3.
+    page[31] = 0xff;
     page[33] = 0b1001; // DLFEAT: deallocated reads as zero; Write Zeroes may deallocate
     // All in logical blocks, counted from 0.
     let units =

@@ -2,7 +2,8 @@
 //! (NVM Command Set 1.0, 3.2)
 //!
 //! A completed write is durable (`volume`), so Flush and FUA cost nothing. Copy and metadata are
-//! refused.
+//! refused. Reservations are in `reservation`; that a command keeps to them is the volume's affair,
+//! which knows the host.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,6 +19,7 @@ use crate::error::Result as VolumeResult;
 use crate::target::nvmf::fused::Both;
 use crate::target::nvmf::identify::TRANSFER_BYTES_MAX;
 use crate::target::nvmf::queue::Transfer;
+use crate::target::nvmf::reservation;
 use crate::target::nvmf::status::Access;
 use crate::target::nvmf::status::Status;
 use crate::target::nvmf::status::status;
@@ -87,11 +89,16 @@ pub fn transfer(namespaces: &Namespaces, sqe: &Sqe) -> Result<Transfer, Status> 
         }
         opcode::FLUSH if sqe.nsid() == NSID_ALL => Ok(Transfer::None),
         opcode::FLUSH => find(namespaces, sqe).map(|_| Transfer::None),
+        code if reservation::is_one(code) => {
+            find(namespaces, sqe)?;
+            reservation::transfer(sqe)
+        }
         _ => Err(Status::INVALID_OPCODE),
     }
 }
 
-fn find<'a>(namespaces: &'a Namespaces, sqe: &Sqe) -> Result<&'a Namespace, Status> {
+/// The namespace a command names.
+pub fn find<'a>(namespaces: &'a Namespaces, sqe: &Sqe) -> Result<&'a Namespace, Status> {
     namespaces.find(sqe.nsid()).ok_or(Status::INVALID_NAMESPACE)
 }
 
@@ -168,9 +175,10 @@ pub fn execute(
         }
         opcode::DATASET_MANAGEMENT => {
             const DEALLOCATE: u32 = 1 << 2;
-            // The other attributes are hints, of which we make no use.
+            // The other attributes are hints, of which we make no use: nothing but what forbids a
+            // change is looked at.
             if sqe.u32(44) & DEALLOCATE == 0 {
-                return Ok(Begun::Done);
+                return Ok(Begun::Work(Work::Write(volume.flush())));
             }
             let spans = ranges(namespace, usize::from(sqe.u8(40)) + 1, &data)?;
             Work::Write(deallocate(volume, spans))
@@ -262,6 +270,8 @@ pub enum Work {
         /// What the host sent.
         expected: Bytes,
     },
+    /// A change of reservations, which goes on when this is dropped.
+    Change(LocalBoxFuture<Result<(), Status>>),
 }
 
 /// What it came to.
@@ -304,6 +314,7 @@ impl Future for Work {
                     false => Outcome::Differs,
                 })
             }
+            Self::Change(change) => ready!(change.as_mut().poll(cx)).map(|()| Outcome::Done),
         })
     }
 }

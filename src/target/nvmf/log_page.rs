@@ -27,6 +27,7 @@ pub mod id {
     pub const COMMANDS_AND_EFFECTS: u8 = 0x05;
     pub const ANA: u8 = 0x0c;
     pub const DISCOVERY: u8 = 0x70;
+    pub const RESERVATION_NOTIFICATION: u8 = 0x80;
 }
 
 /// Changed namespaces the log has room for.
@@ -106,6 +107,10 @@ pub fn commands_and_effects() -> Vec<u8> {
         (opcode::VERIFY, SUPPORTED),
         (opcode::WRITE_ZEROES, SUPPORTED | CHANGES_BLOCKS),
         (opcode::DATASET_MANAGEMENT, SUPPORTED | CHANGES_BLOCKS),
+        (opcode::RESERVATION_REGISTER, SUPPORTED),
+        (opcode::RESERVATION_REPORT, SUPPORTED),
+        (opcode::RESERVATION_ACQUIRE, SUPPORTED),
+        (opcode::RESERVATION_RELEASE, SUPPORTED),
     ];
     for (opcode, effects) in io {
         put(&mut page, 1024 + 4 * usize::from(opcode), &effects.to_le_bytes());

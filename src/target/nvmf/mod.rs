@@ -8,6 +8,7 @@
 //! | [`queue`] | one queue's commands and completions, without I/O |
 //! | [`admin`], [`identify`], [`log_page`] | the admin queue's commands |
 //! | [`io`], [`fused`] | commands on namespaces |
+//! | [`reservation`], [`notices`] | reservations: their commands, and what hosts are told |
 //! | [`transport`] | what a transport does for a queue |
 //! | [`tcp`] | the TCP transport |
 //! | [`status`] | our errors as NVMe's |
@@ -22,7 +23,9 @@ pub mod fused;
 pub mod identify;
 pub mod io;
 pub mod log_page;
+pub mod notices;
 pub mod queue;
+pub mod reservation;
 pub mod status;
 pub mod subsystem;
 pub mod tcp;

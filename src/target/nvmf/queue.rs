@@ -32,6 +32,7 @@ use crate::target::nvmf::io;
 use crate::target::nvmf::io::Begun;
 use crate::target::nvmf::io::Outcome;
 use crate::target::nvmf::io::Work;
+use crate::target::nvmf::reservation;
 use crate::target::nvmf::status::Status;
 use crate::target::nvmf::subsystem::Namespaces;
 use crate::target::nvmf::subsystem::Subsystem;
@@ -254,9 +255,9 @@ impl Queue {
             }
             Role::Admin(controller, admin) => {
                 let answer = admin.execute(&self.subsystem, controller, &self.namespaces, sqe);
-                self.answer(sqe.cid(), answer, out);
+                let in_flight = self.answer(sqe.cid(), answer, out);
                 self.send_events(out);
-                None
+                in_flight
             }
             Role::Io(_) if !self.fused.is_empty() => {
                 let begun = match sqe.fuse() {
@@ -309,13 +310,12 @@ impl Queue {
         }
     }
 
-    /// Looks for changed namespaces, and tells a host that waits for such news.
+    /// Looks for changed namespaces and reservations, and tells a host that waits for such news.
     pub fn send_events(&mut self, out: &mut impl Responder) {
         self.refresh();
         loop {
             let Role::Admin(controller, admin) = &mut self.role else { return };
-            let kind = controller.identity().kind;
-            let Some((cid, event)) = admin.next_event(kind) else { return };
+            let Some((cid, event)) = admin.next_event(controller) else { return };
             self.done(cid, event, out);
         }
     }
@@ -378,7 +378,8 @@ impl Queue {
                     "NVMe queue connected"
                 );
                 let result = u64::from(controller.id());
-                self.namespaces = self.subsystem.namespaces(&identity.host_nqn);
+                self.namespaces =
+                    self.subsystem.namespaces(&identity.host_nqn).used_by(identity.host());
                 self.id = connected.qid;
                 self.entries = connected.entries;
                 self.flow_control = sqe.u8(46) & DISABLE_FLOW_CONTROL == 0;
@@ -406,7 +407,16 @@ impl Queue {
         self.tally.writes += u64::from(is_write);
         self.tally.reads += u64::from(matches!(sqe.opcode(), opcode::READ | opcode::COMPARE));
         let mut pieces = std::mem::take(&mut self.pieces);
-        let begun = io::execute(&self.namespaces, sqe, data, &mut pieces);
+        let begun = match &self.role {
+            Role::Io(controller) if reservation::is_one(sqe.opcode()) => {
+                let found = io::find(&self.namespaces, sqe);
+                found.and_then(|namespace| {
+                    let subsystem = &self.subsystem;
+                    reservation::execute(subsystem, controller, namespace, sqe, &data, &mut pieces)
+                })
+            }
+            _ => io::execute(&self.namespaces, sqe, data, &mut pieces),
+        };
         let in_flight = match begun {
             Ok(Begun::Pieces) => {
                 self.reply_data(cid, &mut pieces, out);
@@ -429,8 +439,17 @@ impl Queue {
         in_flight
     }
 
-    fn answer(&mut self, cid: u16, answer: Result<Answer, Status>, out: &mut impl Responder) {
+    /// Completes a command of the admin queue, or returns the work that will lead there.
+    fn answer(
+        &mut self,
+        cid: u16,
+        answer: Result<Answer, Status>,
+        out: &mut impl Responder,
+    ) -> Option<InFlight> {
         match answer {
+            Ok(Answer::Work(work)) => {
+                return Some(InFlight { cid, fused_with: None, bytes_written: 0, work });
+            }
             Ok(Answer::Done(result)) => self.done(cid, result, out),
             Ok(Answer::Data(data)) => {
                 let cqe = self.cqe(cid, Status::SUCCESS, 0);
@@ -439,6 +458,7 @@ impl Queue {
             Ok(Answer::Later) => {}
             Err(status) => self.fail(cid, status, out),
         }
+        None
     }
 
     fn reply_data(&mut self, cid: u16, pieces: &mut Vec<Piece>, out: &mut impl Responder) {
@@ -476,7 +496,7 @@ impl Queue {
         let Some(controller) = self.controller().cloned() else { return };
         self.changes.mark_unchanged();
         let identity = controller.identity();
-        self.namespaces = self.subsystem.namespaces(&identity.host_nqn);
+        self.namespaces = self.subsystem.namespaces(&identity.host_nqn).used_by(identity.host());
         let Role::Admin(_, admin) = &mut self.role else { return };
         if identity.kind == Kind::Io && !self.subsystem.admits(&identity.host_nqn, self.path.host) {
             let (host, controller_id) = (&identity.host_nqn, controller.id());

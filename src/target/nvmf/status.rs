@@ -49,6 +49,8 @@ statuses! {
     SGL_OFFSET_INVALID = DO_NOT_RETRY | 0x016;
     /// Atomic Write Unit Exceeded.
     ATOMIC_UNIT_EXCEEDED = DO_NOT_RETRY | 0x014;
+    /// Host Identifier Inconsistent Format.
+    HOST_ID_FORMAT = DO_NOT_RETRY | 0x018;
     /// Namespace is Write Protected.
     WRITE_PROTECTED = DO_NOT_RETRY | 0x020;
     /// Transient Transport Error: the data digest was wrong.
@@ -59,6 +61,8 @@ statuses! {
     CAPACITY_EXCEEDED = DO_NOT_RETRY | 0x081;
     /// Namespace Not Ready.
     NAMESPACE_NOT_READY = 0x082;
+    /// Reservation Conflict: what another host holds does not allow it, or the key is wrong.
+    RESERVATION_CONFLICT = DO_NOT_RETRY | 0x083;
     /// Asynchronous Event Request Limit Exceeded.
     EVENT_LIMIT_EXCEEDED = DO_NOT_RETRY | 0x105;
     /// Invalid Log Page.
@@ -113,6 +117,7 @@ pub fn status(kind: ErrorKind, access: Access) -> Status {
         ErrorKind::OutOfRange => Status::LBA_OUT_OF_RANGE,
         ErrorKind::InvalidRequest | ErrorKind::Unsupported => Status::INVALID_FIELD,
         ErrorKind::ReadOnly => Status::WRITE_PROTECTED,
+        ErrorKind::Reserved => Status::RESERVATION_CONFLICT,
         ErrorKind::NoSpace | ErrorKind::DeviceFull => Status::CAPACITY_EXCEEDED,
         // The volume was deleted under the host.
         ErrorKind::NotFound => Status::INVALID_NAMESPACE,
@@ -146,6 +151,7 @@ mod tests {
             (ErrorKind::Exists, 0x006),
             (ErrorKind::Busy, 0x082),
             (ErrorKind::ReadOnly, 0x4020),
+            (ErrorKind::Reserved, 0x4083),
             (ErrorKind::NoSpace, 0x4081),
             (ErrorKind::Corrupt, 0x280),
             (ErrorKind::DeviceTransient, 0x280),

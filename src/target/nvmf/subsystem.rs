@@ -19,6 +19,8 @@ use uuid::Uuid;
 
 use crate::target::nvmf::controller::Controller;
 use crate::target::nvmf::controller::Identity;
+use crate::target::nvmf::controller::Kind;
+use crate::target::nvmf::notices::Notice;
 use crate::volume::VolumeDirectory;
 use crate::volume::VolumeRef;
 
@@ -146,6 +148,17 @@ impl Namespaces {
         self.0.get(index)
     }
 
+    /// The same as a host uses them: what reservations forbid it is refused.
+    #[must_use]
+    pub fn used_by(mut self, host: Option<Uuid>) -> Self {
+        if let Some(host) = host {
+            for namespace in &mut self.0 {
+                namespace.volume = VolumeRef::clone(&namespace.volume).for_host(host);
+            }
+        }
+        self
+    }
+
     /// All of them.
     pub fn iter(&self) -> std::slice::Iter<'_, Namespace> {
         self.0.iter()
@@ -249,6 +262,20 @@ impl Subsystem {
     #[must_use]
     pub fn controller_count(&self) -> usize {
         self.controllers.lock().by_id.len()
+    }
+
+    /// Tells hosts, on all their controllers, of a change of a namespace's reservations.
+    pub fn notify(&self, nsid: u32, notices: &[(Uuid, Notice)]) {
+        let controllers = self.controllers.lock();
+        for (host, notice) in notices {
+            let theirs = |controller: &&Arc<Controller>| {
+                let identity = controller.identity();
+                identity.kind == Kind::Io && identity.host() == Some(*host)
+            };
+            for controller in controllers.by_id.values().filter(theirs) {
+                controller.notify(nsid, *notice);
+            }
+        }
     }
 
     /// Takes a controller out and ends its connections. Its admin queue is gone.

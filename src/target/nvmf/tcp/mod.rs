@@ -236,7 +236,7 @@ impl NvmeTcpTarget {
         let mut look_at = time::Instant::now() + look_after(controller.silence_max());
         let mut deadline = None;
         loop {
-            let Life { ended, resets } = *life.borrow_and_update();
+            let Life { ended, resets, .. } = *life.borrow_and_update();
             if !is_admin && resets != resets_before {
                 return End::Clean;
             }
