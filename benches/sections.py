@@ -121,7 +121,7 @@ def nvme(report, settings):
         def state():
             return "fast" if copy.load(128, span, 1)["cpu"] < COPY_FAST_US else "slow"
 
-        nvme_latency(report, settings, span, weft, polling)
+        nvme_latency(report, settings, span, state, weft, polling)
         cases = {}
         for name, depth, more in (
             ("read QD32", 32, ()),
@@ -159,8 +159,8 @@ def nbd_load(server, address, depth, span, seconds, fill=False):
     return lab.generate("nbd_load", server, arguments, seconds)
 
 
-def nvme_latency(report, settings, span, weft, polling):
-    """Depth 1, where loopback's state hardly shows but every wake-up does."""
+def nvme_latency(report, settings, span, state, weft, polling):
+    """Depth 1, with and without polling servers."""
     cases = {}
     for label, server in (("", weft), (", polling", polling)):
         cases[f"NVMe QD1{label}"] = lambda server=server: nvme_load(
@@ -168,9 +168,11 @@ def nvme_latency(report, settings, span, weft, polling):
         cases[f"NBD QD1{label}"] = lambda server=server: nbd_load(
             server, server.nbd_tcp, 1, span, settings.seconds)
     goals = {"NVMe QD1": ("<=", 30), "NVMe QD1, polling": ("<=", 15)}
-    for name, result in lab.interleave(cases, settings.rounds).items():
-        report.add("nvme", f"4k read, {name}", result["p50"], "us p50", goals.get(name),
-                   f"p99 {result['p99']:.0f} us, {result['cpu']:.1f} us of server CPU each")
+    for name, states in lab.by_state(cases, state, settings.rounds).items():
+        for where, result in sorted(states.items()):
+            report.add("nvme", f"read {name}, {where}", result["p50"], "us p50", goals.get(name), (
+                f"p99 {result['p99']:.0f} us, {result['cpu']:.1f} us of server CPU each, others "
+                f"{result['others']:.0f} % of a processor; {result['runs']} runs"))
 
 
 def nvme_report(report, results):
