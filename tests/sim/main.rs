@@ -20,6 +20,7 @@ mod canaries;
 mod host;
 mod model;
 mod runner;
+mod script;
 mod side;
 mod swarm;
 mod world;
