@@ -19,8 +19,10 @@ use crate::units::format_size;
 
 /// Connections of a kernel client, as `scripts/attach` makes them.
 const NBD_CONNECTIONS: u32 = 4;
-/// What stands for the name of a host that is not known here.
+/// What stands for the name of a host that is not known here, and for its identifier, which never
+/// is. nvme-cli takes an entry without the identifier for another host.
 const SOME_HOST: &str = "HOSTNQN";
+const SOME_HOST_ID: &str = "HOSTID";
 
 /// A volume as hosts get at it.
 #[derive(Debug, Serialize)]
@@ -94,8 +96,8 @@ impl Export {
                 "\n# NVMe/TCP at {}: now\n{}\n\
                  # at every start, a line of /etc/nvme/discovery.conf; then:\n\
                  #   systemctl enable nvmf-autoconnect\n{}\n\
-                 # or /etc/nvme/config.json of nvme-cli 2, with the host's name from \
-                 /etc/nvme/hostnqn\n{}\n# /etc/fstab\n{}\n",
+                 # or /etc/nvme/config.json of nvme-cli 2, with what is in the host's \
+                 /etc/nvme/hostnqn and hostid\n{}\n# /etc/fstab\n{}\n",
                 nvme.address, nvme.connect, nvme.discovery_conf, nvme.config_json, nvme.fstab,
             ));
         }
@@ -134,6 +136,7 @@ fn nvme(listener: &Listener, nqn: &str, volume: &Volume) -> Option<NvmeExport> {
         discovery_conf: format!("--transport=tcp --traddr={ip} --trsvcid={port}"),
         config_json: serde_json::json!([{
             "hostnqn": host,
+            "hostid": SOME_HOST_ID,
             "subsystems": [{
                 "nqn": nqn,
                 "ports": [{ "transport": "tcp", "traddr": ip, "trsvcid": port }],

@@ -60,6 +60,24 @@ pub(super) struct CheckpointState {
     pub(super) pages: Vec<Location>,
 }
 
+/// A map node that a checkpoint writes.
+struct DirtyNode {
+    layer: Arc<Layer>,
+    key: NodeKey,
+    entries: NodeEntries,
+}
+
+impl DirtyNode {
+    fn is_empty(&self) -> bool {
+        self.entries.iter().all(|entry| *entry == Location::HOLE)
+    }
+
+    fn item(&self) -> LogItem {
+        let (place, owner) = (self.key.to_record_lba(), self.layer.id.0);
+        metadata_item(RecordKind::MapNode, place, owner, &encode_node(&self.entries))
+    }
+}
+
 impl Mapper {
     /// Maps everything acknowledged so far and writes a checkpoint of it.
     ///
@@ -80,9 +98,7 @@ impl Mapper {
         }
         let cut = self.mapped;
         let (tail_position, tail_lsn, tail_previous) = engine.journal.tail_after(cut);
-        for layer in engine.layers() {
-            self.write_nodes(&layer).await?;
-        }
+        self.write_nodes().await?;
         self.write_catalog().await?;
         self.choose_metadata_to_move();
         engine.pool.table.lock().retire_empty();
@@ -129,39 +145,39 @@ impl Mapper {
         Ok(())
     }
 
-    /// Writes a layer's dirty nodes from the leaves up; parents learn where their children went.
-    async fn write_nodes(&mut self, layer: &Arc<Layer>) -> Result<()> {
+    /// Writes the dirty nodes of all maps from the leaves up; parents learn where their children
+    /// went. Each level of all maps at once: what is written together begins a row, and the reserve
+    /// holds a row for each level, however many volumes there are.
+    async fn write_nodes(&mut self) -> Result<()> {
+        let layers = self.engine.layers();
         for level in 0..MAP_LEVELS {
-            let dirty = layer.state.lock().map.dirty_nodes(level);
+            let mut dirty = Vec::new();
+            for layer in &layers {
+                let nodes = layer.state.lock().map.dirty_nodes(level);
+                dirty.extend(nodes.into_iter().map(|(key, entries)| DirtyNode {
+                    layer: Arc::clone(layer),
+                    key,
+                    entries,
+                }));
+            }
             for nodes in dirty.chunks(NODES_PER_TURN) {
-                self.write_nodes_of_level(layer, nodes).await?;
+                self.write_nodes_of_level(nodes).await?;
             }
         }
         Ok(())
     }
 
-    async fn write_nodes_of_level(
-        &mut self,
-        layer: &Arc<Layer>,
-        nodes: &[(NodeKey, NodeEntries)],
-    ) -> Result<()> {
-        let is_empty = |entries: &NodeEntries| entries.iter().all(|e| *e == Location::HOLE);
-        let items: Vec<LogItem> = nodes
-            .iter()
-            .filter(|(_, entries)| !is_empty(entries))
-            .map(|(key, entries)| {
-                let content = encode_node(entries);
-                metadata_item(RecordKind::MapNode, key.to_record_lba(), layer.id.0, &content)
-            })
-            .collect();
+    async fn write_nodes_of_level(&mut self, nodes: &[DirtyNode]) -> Result<()> {
+        let items: Vec<LogItem> =
+            nodes.iter().filter(|node| !node.is_empty()).map(DirtyNode::item).collect();
         let mut locations = self.append_records(Stream::Data, &items).await?.into_iter();
-        for (key, entries) in nodes {
-            let location = if is_empty(entries) {
+        for node in nodes {
+            let location = if node.is_empty() {
                 Location::HOLE
             } else {
                 locations.next().expect("one location per item")
             };
-            self.set_stored_at(layer, *key, location).await?;
+            self.set_stored_at(&node.layer, node.key, location).await?;
         }
         Ok(())
     }

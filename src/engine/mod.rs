@@ -37,6 +37,7 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::format::location::Location;
+use crate::format::node::MAP_LEVELS;
 use crate::format::record::RecordKind;
 use crate::format::table::Place;
 use crate::pool::Pool;
@@ -79,6 +80,8 @@ pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
 /// Share of the segments, without the reserve, that live and promised data may fill, in percent:
 /// the rest keeps reclaim cheap enough.
 const FILL_PERCENT_MAX: u64 = 93;
+/// Nodes that a walk may have to read: the paths to the two leaves that one plan may span.
+const READS_PER_WALK: usize = 2 * MAP_LEVELS as usize;
 /// How often a closing engine looks whether the journal has drained.
 const DRAIN_POLL: Duration = Duration::from_millis(1);
 
@@ -113,6 +116,10 @@ pub struct Engine {
     /// Map nodes in memory, about: corrected by the mapper.
     nodes: AtomicUsize,
     nodes_max: usize,
+    /// Walks down a map that wait for a node.
+    walks_waiting: AtomicUsize,
+    /// Nodes read since some were last evicted.
+    nodes_read: AtomicUsize,
     dirty_nodes_max: usize,
     reserve_segments: u64,
     checkpoints: AtomicU64,
@@ -278,8 +285,17 @@ impl Engine {
         }
     }
 
-    fn nodes_over_limit(&self, added: usize) -> bool {
-        self.nodes.fetch_add(added, Ordering::Relaxed) + added > self.nodes_max
+    /// Whether nodes are to be evicted: there are too many, and each walk under way has had the
+    /// time to look again at those it needs, which is what keeps them. Evicting with every node
+    /// that is read, a few walks at once would take each other's away for ever.
+    fn evicts_nodes(&self) -> bool {
+        let over = self.nodes.load(Ordering::Relaxed) > self.nodes_max;
+        let patience = READS_PER_WALK * self.walks_waiting.load(Ordering::Relaxed);
+        let evicts = over && self.nodes_read.load(Ordering::Relaxed) >= patience;
+        if evicts {
+            self.nodes_read.store(0, Ordering::Relaxed);
+        }
+        evicts
     }
 
     fn forget_nodes(&self, dropped: usize) {
@@ -315,10 +331,11 @@ impl Engine {
             exhausted,
         });
         let layers = self.layers();
+        let evicts = self.evicts_nodes();
         let mut nodes = 0;
         for layer in &layers {
             let mut state = layer.state.lock();
-            if self.nodes.load(Ordering::Relaxed) > self.nodes_max {
+            if evicts {
                 state.map.evict();
             }
             nodes += state.map.node_count();

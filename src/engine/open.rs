@@ -86,8 +86,7 @@ const RESERVE_SEGMENTS: u64 = 4;
 /// Rows kept for the mapper: a checkpoint begins a row for each level of the map, the catalog, the
 /// table's pages, its directories and the root; a reclaim cycle makes one and is followed by one.
 const RESERVE_ROWS: u64 = 24;
-/// Fewest map nodes kept in memory. Each walk needs one per level at a time; with fewer, walks
-/// under way at once would evict each other's for ever.
+/// Fewest map nodes kept in memory: the paths of a few walks.
 const NODES_MIN: usize = 16;
 /// Most dirty map nodes at once.
 const DIRTY_NODES_MAX: u64 = 8192;
@@ -236,6 +235,8 @@ impl Engine {
             stopping: AtomicBool::new(false),
             stopped: watch::Sender::new(None),
             nodes: AtomicUsize::new(0),
+            walks_waiting: AtomicUsize::new(0),
+            nodes_read: AtomicUsize::new(0),
             nodes_max: crate::units::bytes_usize(options.map_cache_bytes / NODE_BYTES as u64)
                 .max(NODES_MIN),
             dirty_nodes_max: crate::units::bytes_usize(dirty_nodes_max),

@@ -6,6 +6,8 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -223,6 +225,7 @@ impl Engine {
     /// # Errors
     /// As for reads.
     pub(super) async fn load_node(&self, layer: &Layer, load: Load) -> Result<()> {
+        let _waiting = Waiting::new(&self.walks_waiting);
         let pod = self.pool.geometry.pod;
         let outcome = self.pool.read(load.location, |bytes, place| {
             let (header, payload) = decode_record(bytes, pod, place).ok()?;
@@ -239,11 +242,29 @@ impl Engine {
             let before = state.map.node_count();
             state.map.loaded(load, entries);
             let added = state.map.node_count() - before;
-            let dropped = if self.nodes_over_limit(added) { state.map.evict() } else { 0 };
+            self.nodes.fetch_add(added, Ordering::Relaxed);
+            self.nodes_read.fetch_add(1, Ordering::Relaxed);
+            let dropped = if self.evicts_nodes() { state.map.evict() } else { 0 };
             drop(state);
             self.forget_nodes(dropped);
         }
         Ok(())
+    }
+}
+
+/// Counts a walk that waits, also if it is given up.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

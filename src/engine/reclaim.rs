@@ -38,8 +38,12 @@ use bytes::Bytes;
 /// A victim must be this empty at least: incompressible records fill a segment to 89 %, so copying
 /// fuller ones would free nothing, for ever.
 const LIVE_PERCENT_MAX: u64 = 80;
-/// Victims emptied before a checkpoint frees them.
-const VICTIMS_MAX: usize = 4;
+/// Live bytes copied before a checkpoint frees what they were in, in segments.
+const COPIED_SEGMENTS_MAX: u64 = 3;
+/// Rows of victims read before a checkpoint frees them. In a small pod each group of records, so
+/// each level of the map, begins a segment of its own: a few of these at a time make as many new
+/// ones, and only many together fit in fewer. With the preferred strips it is four segments.
+const VICTIM_ROWS_MAX: u64 = 256;
 /// After this many rounds in a row without a gain, what is left is not worth copying: moving map
 /// nodes empties one segment and begins another.
 const FRUITLESS_MAX: u32 = 8;
@@ -144,19 +148,29 @@ impl Mapper {
             .min()
     }
 
-    /// The closed data segments with the smallest live fractions.
+    /// The closed data segments with the least live bytes: one at least, if there is any.
     fn choose_victims(&self) -> Vec<SegmentId> {
         let segment_bytes = self.engine.pool.geometry.segment_bytes();
         let table = self.engine.pool.table.lock();
-        let mut victims: Vec<(u64, SegmentId)> = table
+        let mut candidates: Vec<(u64, SegmentId, u64)> = table
             .iter()
             .filter(|segment| !segment.open && !segment.entry.metadata && segment.entry.rows > 0)
-            .map(|segment| (100 * segment.live_bytes() / segment_bytes, segment.entry.id))
-            .filter(|(percent, _)| *percent < LIVE_PERCENT_MAX)
+            .map(|segment| (segment.live_bytes(), segment.entry.id, segment.entry.rows))
+            .filter(|(live_bytes, ..)| 100 * live_bytes / segment_bytes < LIVE_PERCENT_MAX)
             .collect();
-        victims.sort_unstable();
-        victims.truncate(VICTIMS_MAX);
-        victims.into_iter().map(|(_, id)| id).collect()
+        candidates.sort_unstable();
+        let (mut live_bytes, mut rows) = (0, 0);
+        let mut victims = Vec::new();
+        for (live, id, segment_rows) in candidates {
+            live_bytes += live;
+            rows += segment_rows;
+            let much = live_bytes > COPIED_SEGMENTS_MAX * segment_bytes || rows > VICTIM_ROWS_MAX;
+            if much && !victims.is_empty() {
+                break;
+            }
+            victims.push(id);
+        }
+        victims
     }
 
     /// Copies what is live out of the victims; the checkpoint moves the map nodes that were in

@@ -45,7 +45,7 @@ open_path
 HOSTID=0e5a5d0e-2f6b-4c57-9f0a-6a3f6f0c1d2e
 HOSTNQN=nqn.2014-08.org.nvmexpress:uuid:$HOSTID
 weft export show disk -o json | jq -c '.nvme[0].config_json' |
-    sed "s/127\.0\.0\.1/10.0.2.2/; s/HOSTNQN/$HOSTNQN/" >"$WORK/config.json"
+    sed "s/127\.0\.0\.1/10.0.2.2/; s/HOSTNQN/$HOSTNQN/; s/HOSTID/$HOSTID/" >"$WORK/config.json"
 
 "$ROOT/scripts/lab" --time-limit 560 --file "$ROOT/scripts/attach" --file "$ROOT/scripts/detach" \
     --file "$WORK/config.json" --env "HOSTID=$HOSTID" --env "HOSTNQN=$HOSTNQN" \

@@ -38,9 +38,9 @@ connect() {
 }
 
 connect_by() {
-    port=$1
+    address_port=$1
     shift
-    nvme connect -t tcp -a "$HOST" -s "$port" -n "$NQN" --hostnqn "$HOSTNQN" --hostid "$HOSTID" "$@"
+    nvme connect -t tcp -a "$HOST" -s "$address_port" -n "$NQN" --hostnqn "$HOSTNQN" --hostid "$HOSTID" "$@"
 }
 
 disconnect() {
@@ -321,7 +321,7 @@ disk_of() {
     return 1
 }
 both_live() {
-    [ "$(cat "$(control_of $HOSTID)/state")" = live ] && [ "$(cat "$(control_of $OTHERID)/state")" = live ]
+    [ "$(cat "$(control_of "$HOSTID")/state")" = live ] && [ "$(cat "$(control_of $OTHERID)/state")" = live ]
 }
 writes() {
     dd if=/tmp/sample of="$1" bs=4096 count=8 seek=100 oflag=direct status=none 2>/dev/null
@@ -344,11 +344,11 @@ connect_as() {
     echo "transport=tcp,traddr=$HOST,trsvcid=$PORT,nqn=$NQN,reconnect_delay=1,hostid=$1,hostnqn=nqn.2014-08.org.nvmexpress:uuid:$1" \
         >/dev/nvme-fabrics
 }
-expect connect_as $HOSTID
+expect connect_as "$HOSTID"
 expect connect_as $OTHERID
-eventually disk_of $HOSTID
+eventually disk_of "$HOSTID"
 eventually disk_of $OTHERID
-ours=$(disk_of $HOSTID)
+ours=$(disk_of "$HOSTID")
 theirs=$(disk_of $OTHERID)
 echo "one host has $ours, the other $theirs"
 nvme id-ns "$ours" | grep '^rescap' >/tmp/rescap
@@ -382,7 +382,7 @@ expect writes "$theirs"
 refused writes "$ours"
 refused reads "$ours"
 reports 'gen *: 3' 'rtype *: 2' 'regctl *: 1' 'rkey *: b'
-control=$(control_of $HOSTID)
+control=$(control_of "$HOSTID")
 nvme get-log "/dev/${control##*/}" --log-id=0x80 --log-len=64 --raw-binary >/tmp/notice || fail 'get-log'
 [ "$(head -c 9 /tmp/notice | tail -c 1 | od -An -tu1 | tr -d ' ')" = 1 ] || fail 'no notice of the preemption'
 expect nvme resv-release "$theirs" --crkey=0xb --rtype=2 --rrela=0 >/dev/null

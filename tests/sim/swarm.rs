@@ -9,6 +9,7 @@ use weft::env::sim::SeededRng;
 use weft::format::superblock::JOURNAL_OFFSET;
 
 use crate::model::SECTOR;
+use crate::script::Script;
 use crate::world::VOLUME_BYTES;
 
 /// The draw of a seed.
@@ -63,6 +64,7 @@ pub enum Load {
 }
 
 /// Which faults the misbehaving devices may show.
+#[derive(Default)]
 pub struct Possible {
     read_errors: bool,
     write_errors: bool,
@@ -85,14 +87,20 @@ pub struct Possible {
 const GEOMETRIES: [(usize, usize, usize); 6] =
     [(6, 4, 2), (3, 2, 1), (5, 2, 2), (7, 3, 2), (3, 1, 1), (6, 3, 1)];
 
+/// Devices in any order.
+fn shuffled(devices: usize, rng: &SeededRng) -> Vec<usize> {
+    let mut all: Vec<usize> = (0..devices).collect();
+    for at in 0..devices {
+        all.swap(at, at + rng.below((devices - at) as u64) as usize);
+    }
+    all
+}
+
 impl Swarm {
     pub fn draw(rng: &SeededRng) -> Self {
         let (devices, data, parity) = GEOMETRIES[rng.below(6) as usize];
         let chance = |percent: u32| rng.chance(percent * 10_000);
-        let mut faulty: Vec<usize> = (0..devices).collect();
-        for at in 0..devices {
-            faulty.swap(at, at + rng.below((devices - at) as u64) as usize);
-        }
+        let mut faulty = shuffled(devices, rng);
         // All m at once most of the time.
         let count = if chance(60) { parity as u64 } else { rng.below(parity as u64 + 1) };
         faulty.truncate(count as usize);
@@ -152,6 +160,32 @@ impl Swarm {
             side_volumes: chance(25),
             cut_opens: chance(40),
         }
+    }
+
+    /// Changes the draw to what a script needs: no faults but its own, and hosts that are quick.
+    pub fn suit(&mut self, script: Script, rng: &SeededRng) {
+        if script == Script::HalfTold {
+            // The only geometry of which any m devices outnumber those that two others leave.
+            (self.devices, self.data, self.parity) = (5, 2, 2);
+        }
+        self.faulty = shuffled(self.devices, rng);
+        self.faulty.truncate(self.parity);
+        self.faults = Possible::default();
+        (self.window_sectors, self.windows) = (1024, 4);
+        let (sectors, places) = match script {
+            Script::HalfTold => (64, 4),
+            Script::ToldTwice => (8, 8),
+            Script::Forgetful => ([8, 64, 128][rng.below(3) as usize], 1 + rng.below(2)),
+        };
+        self.load = Load::Churn { sectors, places };
+        self.hosts = 1 + rng.below(3) as usize;
+        self.operations = 300;
+        self.lives = 5;
+        self.noise = true;
+        self.cache_bytes = 64 << 10;
+        self.full = false;
+        self.lazy = false;
+        self.side_volumes = false;
     }
 
     /// Sectors that hosts use.

@@ -28,6 +28,7 @@ use crate::host::Host;
 use crate::host::Outcome;
 use crate::host::read_sectors;
 use crate::model::Model;
+use crate::script::Script;
 use crate::side::Sides;
 use crate::swarm::Swarm;
 
@@ -45,6 +46,8 @@ pub struct World {
     pub rng: Rc<SeededRng>,
     pub env: Arc<SimEnv>,
     pub swarm: Rc<Swarm>,
+    /// What the lives are, unless chance decides.
+    script: Option<Script>,
     pub disks: Vec<SimDisk>,
     /// Which devices are attached.
     pub attached: RefCell<Vec<bool>>,
@@ -52,7 +55,7 @@ pub struct World {
     pub pod: Cell<uuid::Uuid>,
     pub model: Rc<RefCell<Model>>,
     sides: Rc<Sides>,
-    failure: Failure,
+    pub failure: Failure,
     /// The pod is being closed: requests may be refused for that.
     closing: Rc<Cell<bool>>,
     /// Where hosts that fill the pod go on.
@@ -66,7 +69,7 @@ pub struct World {
 }
 
 /// Chance that always says the same.
-struct Fixed(u64);
+pub struct Fixed(u64);
 
 impl Rng for Fixed {
     fn random_u64(&self) -> u64 {
@@ -75,7 +78,7 @@ impl Rng for Fixed {
 }
 
 /// For [`SimDisk::crash`]: nothing that is not durable survives.
-const LOSE_ALL: Fixed = Fixed(0);
+pub const LOSE_ALL: Fixed = Fixed(0);
 /// For [`SimDisk::crash`]: everything survives.
 const KEEP_ALL: Fixed = Fixed(1 << 62 | 1);
 
@@ -93,14 +96,16 @@ enum End {
     Close,
 }
 
-fn text(error: &Error) -> String {
+pub fn text(error: &Error) -> String {
     error.chain()
 }
 
 impl World {
     pub fn new(seed: u64) -> Self {
         let rng = SeededRng::new(seed);
-        let swarm = Swarm::draw(&rng);
+        let mut swarm = Swarm::draw(&rng);
+        let script = Script::draw(seed);
+        script.into_iter().for_each(|script| swarm.suit(script, &rng));
         let disks: Vec<SimDisk> = (0..swarm.devices)
             .map(|index| {
                 let mut profile = SimProfile::new(swarm.device_bytes);
@@ -120,6 +125,7 @@ impl World {
             pod: Cell::default(),
             model: Rc::new(RefCell::new(Model::new(swarm.sectors(), swarm.noise))),
             swarm: Rc::new(swarm),
+            script,
             sides: Rc::default(),
             failure: Rc::default(),
             closing: Rc::default(),
@@ -133,8 +139,13 @@ impl World {
 
     pub fn all_lives(&self) -> Result<(), String> {
         self.create()?;
-        for life in 0..self.swarm.lives {
-            self.live(life).map_err(|what| format!("life {life}: {what}"))?;
+        match self.script {
+            Some(script) => self.play(script).map_err(|what| format!("{script:?}: {what}"))?,
+            None => {
+                for life in 0..self.swarm.lives {
+                    self.live(life).map_err(|what| format!("life {life}: {what}"))?;
+                }
+            }
         }
         let beyond = self.beyond_the_contract().map_err(|what| format!("beyond: {what}"))?;
         if beyond.is_continue() {
@@ -227,15 +238,20 @@ impl World {
     fn lose_power(&self) {
         match self.rng.below(10) {
             0..=2 if !self.swarm.faulty.is_empty() => {
-                for (index, disk) in self.disks.iter().enumerate() {
-                    let faulty = self.swarm.faulty.contains(&index);
-                    disk.crash(if faulty { &KEEP_ALL } else { &LOSE_ALL });
-                }
+                self.split_pod();
                 self.split.set(Some(u32::from(self.chance(50))));
             }
             3..=4 => self.disks.iter().for_each(|disk| disk.crash(&LOSE_ALL)),
             5 => self.disks.iter().for_each(|disk| disk.crash(&KEEP_ALL)),
             _ => self.disks.iter().for_each(|disk| disk.crash(&*self.rng)),
+        }
+    }
+
+    /// Power loss that leaves the last writes on the faulty devices only.
+    pub fn split_pod(&self) {
+        for (index, disk) in self.disks.iter().enumerate() {
+            let faulty = self.swarm.faulty.contains(&index);
+            disk.crash(if faulty { &KEEP_ALL } else { &LOSE_ALL });
         }
     }
 
@@ -360,7 +376,7 @@ impl World {
     }
 
     /// Starts the hosts; the future completes when all have done their operations.
-    fn start_hosts(&self, env: &EnvRef, pod: &Arc<Pod>) -> impl Future<Output = ()> + use<> {
+    pub fn start_hosts(&self, env: &EnvRef, pod: &Arc<Pod>) -> impl Future<Output = ()> + use<> {
         let (done, mut all_done) = tokio::sync::mpsc::channel::<()>(1);
         for number in 0..self.swarm.hosts {
             let mut host = self.host(pod, number as u64);
@@ -406,7 +422,7 @@ impl World {
     }
 
     /// Reads everything the hosts use; `settle` makes what is there final.
-    async fn read_all(&self, pod: &Arc<Pod>, settle: bool) -> Result<(), String> {
+    pub async fn read_all(&self, pod: &Arc<Pod>, settle: bool) -> Result<(), String> {
         let volume = pod.find("v").ok_or("the volume is gone")?;
         let sectors = READ_SECTORS.min(self.swarm.window_sectors);
         for first in (0..self.swarm.sectors()).step_by(sectors as usize) {

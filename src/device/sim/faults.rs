@@ -43,6 +43,8 @@ pub struct SimFaults {
     pub flush_error_ppm: u32,
     /// A write is acknowledged and not stored.
     pub lost_write_ppm: u32,
+    /// Every write that starts in this range of offsets is acknowledged and not stored.
+    pub lost_area: Range<u64>,
     /// A write is acknowledged and stored at another offset.
     pub misdirected_write_ppm: u32,
     /// An I/O never completes until [`super::SimDisk::release`].

@@ -54,7 +54,8 @@ impl State {
         let shot = self.one_shot(offset, |fault| {
             matches!(fault, OneShot::LostWrite | OneShot::MisdirectedWrite)
         });
-        if shot == Some(OneShot::LostWrite) || rng.chance(faults.lost_write_ppm) {
+        let forgotten = faults.lost_area.contains(&offset);
+        if shot == Some(OneShot::LostWrite) || forgotten || rng.chance(faults.lost_write_ppm) {
             self.counters.lost_writes += 1;
             return Verdict::Lost;
         }
