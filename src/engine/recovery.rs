@@ -176,10 +176,11 @@ fn unite(found: &mut Found, device: usize, mut batch: FoundBatch) {
     }
 }
 
-/// Follows the chain from the tail. At equal LSN the higher epoch wins; a batch of an older epoch
-/// at or above the epoch's start is void.
+/// Follows the chain from the tail. At equal LSN the higher epoch wins; void batches are no part
+/// of it.
 fn walk_chain(mut found: Found, head: &Superblock) -> Vec<FoundBatch> {
     let ring = head.journal_bytes;
+    let starts = epoch_starts(&found, head);
     let mut chain: Vec<FoundBatch> = Vec::new();
     loop {
         let start = journal_start(head, &chain);
@@ -190,7 +191,7 @@ fn walk_chain(mut found: Found, head: &Superblock) -> Vec<FoundBatch> {
             let fits = |batch: &FoundBatch| {
                 batch.header.previous == start.previous
                     && batch.header.first_lsn == start.next_lsn
-                    && !is_void(&batch.header, head)
+                    && !is_void(&batch.header, &starts)
             };
             let best = (0..candidates.len())
                 .filter(|index| fits(&candidates[*index]))
@@ -204,10 +205,23 @@ fn walk_chain(mut found: Found, head: &Superblock) -> Vec<FoundBatch> {
     }
 }
 
-fn is_void(header: &BatchHeader, head: &Superblock) -> bool {
-    header.epoch < head.epoch
-        && header.first_lsn >= head.epoch_start
-        && !planted(Bug::VoidTailReplayed)
+/// The LSN at or below which each epoch began, as far as can be told: the newest from the
+/// superblock, any other from the batches it left.
+fn epoch_starts(found: &Found, head: &Superblock) -> BTreeMap<u64, Lsn> {
+    let mut starts = BTreeMap::new();
+    for header in found.values().flatten().map(|batch| &batch.header) {
+        let start = starts.entry(header.epoch).or_insert(header.first_lsn);
+        *start = header.first_lsn.min(*start);
+    }
+    starts.insert(head.epoch, head.epoch_start);
+    starts
+}
+
+/// An epoch begins where the chain ended when the pod was opened: what an older one left beyond
+/// that was not part of it, and never is.
+fn is_void(header: &BatchHeader, starts: &BTreeMap<u64, Lsn>) -> bool {
+    let mut newer = starts.range(header.epoch + 1..);
+    newer.any(|(_, start)| *start < header.next_lsn()) && !planted(Bug::VoidTailReplayed)
 }
 
 fn decode_batch(pod: PodId, batch: &FoundBatch, records: &mut Vec<ReplayRecord>) -> Result<()> {
