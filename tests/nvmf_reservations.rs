@@ -197,6 +197,26 @@ async fn content(volume: &VolumeRef) -> Vec<u8> {
     content
 }
 
+#[test]
+fn an_administrator_takes_a_volume_off_hosts_that_are_gone() {
+    let (world, disks) = (SimEnv::new(1), disks());
+    let released = life(&world, LONG, async |env| {
+        let pod = create(&env, &disks).await;
+        let volume = pod.find("v").unwrap();
+        reserve(&volume, held_by(1, true)).await;
+        let refused = Arc::clone(&volume).write(0, Bytes::from("x")).await.expect_err("reserved");
+        assert_eq!(refused.kind(), ErrorKind::Reserved);
+        let generation = volume.reservations().generation;
+        let info = pod.clear_reservations("v").await.unwrap();
+        assert!(info.reservations.registrants.is_empty() && info.reservations.held.is_none());
+        assert_eq!(info.reservations.generation, generation + 1);
+        Arc::clone(&volume).write(0, Bytes::from("x")).await.expect("free");
+        let unknown = pod.clear_reservations("w").await.expect_err("no such volume");
+        assert_eq!(unknown.kind(), ErrorKind::NotFound);
+    });
+    released.expect("in time");
+}
+
 /// A host writes as fast as it can until it is refused.
 async fn write_until_refused(volume: VolumeRef, env: EnvRef) {
     for round in 1.. {

@@ -142,6 +142,12 @@ impl Client {
         decode(&self.request(Method::PUT, &path, encode(hosts)).await?)
     }
 
+    /// Takes all reservations off a volume; durable when it returns.
+    pub async fn clear_reservations(&self, name: &str) -> Result<(), ClientError> {
+        let path = format!("{}/reservations", volume_path(name));
+        self.request(Method::DELETE, &path, Bytes::new()).await.map(drop)
+    }
+
     /// The hosts that were added.
     pub async fn hosts(&self) -> Result<Vec<Host>, ClientError> {
         self.get("/v1/hosts").await

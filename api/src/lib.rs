@@ -13,6 +13,7 @@
 //! | `PATCH /v1/volumes/{name}` | [`ResizeVolume`] | [`Volume`] |
 //! | `DELETE /v1/volumes/{name}` | | 204 |
 //! | `PUT /v1/volumes/{name}/hosts` | [`VolumeHosts`] | [`Volume`] |
+//! | `DELETE /v1/volumes/{name}/reservations` | | 204 |
 //! | `GET /v1/hosts` | | array of [`Host`], in order of NQN |
 //! | `POST /v1/hosts` | [`Host`] | 201 and the [`Host`] |
 //! | `DELETE /v1/hosts/{nqn}` | | 204 |
@@ -165,6 +166,22 @@ pub struct Volume {
     /// The only hosts it is served to, by NQN; absent or null: all, and NBD clients.
     #[serde(default)]
     pub hosts: Option<BTreeSet<String>>,
+    /// What NVMe hosts have reserved; absent or null if none has registered.
+    #[serde(default)]
+    pub reservations: Option<Reservations>,
+}
+
+/// NVMe hosts that share a volume, by Host Identifier. (NVMe Base 1.4, 8.8)
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reservations {
+    /// The type of the reservation in words; null if nobody holds the volume.
+    pub held: Option<String>,
+    /// The holder; null if all registrants are, or nobody is.
+    pub holder: Option<String>,
+    /// Who has registered.
+    pub registrants: Vec<String>,
+    /// Whether all this outlives a restart.
+    pub persistent: bool,
 }
 
 /// A host that may connect from anywhere.

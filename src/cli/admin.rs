@@ -82,6 +82,10 @@ fn volume(command: VolumeCommand, socket: &Path) -> Result<(), Failure> {
             let set = ask(socket, async |client| client.set_volume_hosts(&name, &hosts).await)?;
             show(&output, &set, volume_text)
         }
+        VolumeCommand::Release { name, output } => {
+            ask(socket, async |client| client.clear_reservations(&name).await)?;
+            say(&output, &format!("volume {name} is reserved by no host\n"))
+        }
         VolumeCommand::Delete { name, output } => {
             ask(socket, async |client| client.delete_volume(&name).await)?;
             say(&output, &format!("volume {name} deleted\n"))
@@ -277,7 +281,18 @@ fn volume_text(volume: &Volume) -> String {
         ("block", volume.logical_block_bytes.to_string()),
         ("access", access(volume).to_owned()),
         ("hosts", hosts(volume)),
+        ("reserved", reserved(volume)),
     ])
+}
+
+fn reserved(volume: &Volume) -> String {
+    let Some(all) = &volume.reservations else { return "no".to_owned() };
+    let registered = format!("registered: {}", all.registrants.join(", "));
+    match (&all.held, &all.holder) {
+        (None, _) => format!("no; {registered}"),
+        (Some(held), None) => format!("{held}; {registered}"),
+        (Some(held), Some(holder)) => format!("{held}, by {holder}; {registered}"),
+    }
 }
 
 fn hosts(volume: &Volume) -> String {

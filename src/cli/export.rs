@@ -212,6 +212,7 @@ mod tests {
             read_only: false,
             allocated_bytes: 0,
             hosts: None,
+            reservations: None,
         }
     }
 

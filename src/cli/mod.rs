@@ -219,6 +219,14 @@ enum VolumeCommand {
         #[command(flatten)]
         output: OutputArguments,
     },
+    /// Take all reservations off a volume, of whatever hosts: for when a host that holds it is gone
+    /// for good
+    Release {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
     /// Delete a volume and all its data, at once and for ever
     Delete {
         /// Its name

@@ -163,6 +163,14 @@ impl Management {
         Ok(volume)
     }
 
+    async fn clear_reservations(&self, name: String) -> Result<()> {
+        let _change = self.changes.lock().await;
+        let clear = move |pod: Arc<Pod>| -> LocalBoxFuture<Result<VolumeInfo>> {
+            Box::pin(async move { pod.clear_reservations(&name).await })
+        };
+        self.pod.call(clear).await?.map(drop)
+    }
+
     async fn add_host(&self, host: Host) -> Result<Host> {
         let _change = self.changes.lock().await;
         let add = move |pod: Arc<Pod>| -> LocalBoxFuture<Result<Host>> {
@@ -231,6 +239,7 @@ fn router(management: Arc<Management>) -> Router {
         .route("/v1/volumes", volumes)
         .route("/v1/volumes/{name}", volume)
         .route("/v1/volumes/{name}/hosts", put(set_volume_hosts))
+        .route("/v1/volumes/{name}/reservations", delete(clear_reservations))
         .route("/v1/hosts", get(list_hosts).post(add_host))
         .route("/v1/hosts/{nqn}", delete(remove_host))
         .fallback(problem::no_such_path)
@@ -299,6 +308,15 @@ async fn set_volume_hosts(
     let volume = management.set_hosts(name, request).await?;
     tracing::info!(volume = volume.name, hosts = ?volume.hosts, "hosts of a volume set");
     Ok(axum::Json(view::volume(&volume)).into_response())
+}
+
+async fn clear_reservations(
+    State(management): Shared,
+    Path(name): Path<String>,
+) -> Result<Response, Refusal> {
+    management.clear_reservations(name.clone()).await?;
+    tracing::info!(volume = name, "reservations cleared");
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn list_hosts(State(management): Shared) -> Response {

@@ -3,6 +3,8 @@
 use crate::volume::pod::DeviceStatus;
 use crate::volume::pod::PodStatus;
 use crate::volume::pod::VolumeInfo;
+use crate::volume::reservation::HoldKind;
+use crate::volume::reservation::Reservations;
 
 pub(super) fn pod(status: &PodStatus) -> weft_api::Pod {
     let in_service = status.devices.iter().filter(|device| device.state == "in service");
@@ -56,5 +58,24 @@ pub(super) fn volume(info: &VolumeInfo) -> weft_api::Volume {
         read_only: info.read_only,
         allocated_bytes: info.allocated_bytes,
         hosts: info.hosts.clone(),
+        reservations: reservations(&info.reservations),
     }
+}
+
+/// Nothing, if no host has registered.
+fn reservations(all: &Reservations) -> Option<weft_api::Reservations> {
+    let kind = |kind| match kind {
+        HoldKind::WriteExclusive => "write exclusive",
+        HoldKind::ExclusiveAccess => "exclusive access",
+        HoldKind::WriteExclusiveRegistrants => "write exclusive, registrants only",
+        HoldKind::ExclusiveAccessRegistrants => "exclusive access, registrants only",
+        HoldKind::WriteExclusiveAll => "write exclusive, all registrants",
+        HoldKind::ExclusiveAccessAll => "exclusive access, all registrants",
+    };
+    (!all.registrants.is_empty()).then(|| weft_api::Reservations {
+        held: all.held.map(|held| kind(held.kind).to_owned()),
+        holder: all.held.and_then(|held| held.host).map(|host| host.to_string()),
+        registrants: all.registrants.keys().map(ToString::to_string).collect(),
+        persistent: all.persistent,
+    })
 }

@@ -16,6 +16,7 @@ use super::Volume;
 use super::VolumeDirectory;
 use super::VolumeRef;
 use super::pod_volume::PodVolume;
+use super::reservation::Reservations;
 use crate::device::DeviceRef;
 use crate::engine::Engine;
 use crate::engine::catalog::CatalogChange;
@@ -101,6 +102,8 @@ pub struct VolumeInfo {
     pub allocated_bytes: u64,
     /// The only hosts it is served to, by NQN; `None`: all, and clients without a name.
     pub hosts: Option<BTreeSet<String>>,
+    /// Which of them have registered with it, and who holds it.
+    pub reservations: Arc<Reservations>,
 }
 
 /// A device as the pod sees it. Counters start at 0 with each open.
@@ -342,6 +345,28 @@ impl Pod {
         volume.set_hosts(hosts);
         self.announce();
         self.info(name)
+    }
+
+    /// Takes all reservations and registrations off a volume, whoever they are; durable and in
+    /// force when it returns. For hosts that hold it and are gone for good.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn clear_reservations(&self, name: &str) -> Result<VolumeInfo> {
+        let _one_at_a_time = self.changes.lock().await;
+        let volume = self.find_volume(name, "clear reservations")?;
+        loop {
+            let seen = volume.reservations();
+            let next = Reservations {
+                generation: seen.generation.wrapping_add(1),
+                persistent: seen.persistent,
+                ..Reservations::default()
+            };
+            // False: a host has changed them meanwhile.
+            if Arc::clone(&volume).replace_reservations(seen, next).await? {
+                return Ok(volume.info());
+            }
+        }
     }
 
     /// Lets a host connect from anywhere; durable when it returns.

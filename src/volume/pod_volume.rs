@@ -134,6 +134,7 @@ impl PodVolume {
             read_only: self.shared.record.read_only,
             allocated_bytes: self.layer.mapped_blocks.load(Ordering::Relaxed) * BLOCK_BYTES_U64,
             hosts: self.shared.hosts.read().clone(),
+            reservations: self.shared.reservations.get(),
         }
     }
 

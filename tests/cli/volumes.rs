@@ -77,6 +77,8 @@ fn hosts_are_added_and_a_volume_is_for_some_of_them() {
     assert_eq!(node.json(&["volume", "show", "vol0"])["hosts"], serde_json::json!([]));
     assert_eq!(export(), ERROR_POLICY, "an empty list admits nobody");
     node.json(&["volume", "hosts", "vol0", "--all"]);
+    assert_eq!(node.json(&["volume", "show", "vol0"])["reservations"], serde_json::Value::Null);
+    assert_eq!(node.weft(&["volume", "release", "vol0"]).code, Some(0));
     assert_eq!(export(), REPLY_INFO);
     node.stop();
 }
@@ -91,6 +93,7 @@ fn every_refusal_has_its_exit_code() {
         (4, &["volume", "resize", "nope", "--size", "1GiB"], "not found"),
         (4, &["volume", "delete", "nope"], "not found"),
         (4, &["export", "show", "nope"], "not found"),
+        (4, &["volume", "release", "nope"], "no volume"),
         (2, &["volume", "resize", "vol0", "--size", "1GiB"], "smaller"),
         (2, &["volume", "create", "a/b", "--size", "1GiB"], "'a/b'"),
         (2, &["volume", "create", "a", "--size", "1000"], "multiple of 4 KiB"),

@@ -91,6 +91,10 @@ if asked 'KILL WHILE'; then
     kill_server
     start_server
 fi
+if asked RELEASE; then
+    weft volume show disk | grep -q '^reserved  *write exclusive, by' || fail "no word of it: $(weft volume show disk)"
+    weft volume release disk >/dev/null
+fi
 status=0
 wait "$LAB_PID" || status=$?
 LAB_PID=

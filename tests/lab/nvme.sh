@@ -389,6 +389,14 @@ expect nvme resv-release "$theirs" --crkey=0xb --rtype=2 --rrela=0 >/dev/null
 expect writes "$ours"
 expect nvme resv-release "$theirs" --crkey=0xb --rrela=1 >/dev/null
 reports 'gen *: 4' 'rtype *: 0' 'regctl *: 0'
+
+step 'an administrator takes it off both'
+expect nvme resv-register "$ours" --nrkey=0xa --rrega=0 --cptpl=3 >/dev/null
+expect nvme resv-acquire "$ours" --crkey=0xa --rtype=1 --racqa=0 >/dev/null
+refused writes "$theirs"
+echo 'ASK RELEASE'
+eventually writes "$theirs"
+reports 'gen *: 6' 'rtype *: 0' 'regctl *: 0'
 expect disconnect
 
 if dmesg | grep -iE 'nvme.*(bad|invalid|unexpected|duplicate|inconsistent|digest|truncated|failed to (identify|get))' |
