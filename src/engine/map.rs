@@ -109,10 +109,17 @@ impl Map {
         self.root.is_stored().then_some(Load { key: ROOT, location: self.root })
     }
 
+    /// Whether the node is still to be read, and from there.
+    #[must_use]
+    pub fn wants(&self, load: Load) -> bool {
+        let level = usize::from(load.key.level);
+        !self.levels[level].contains_key(&load.key.index) && self.find(load.key) == Some(load)
+    }
+
     /// Takes in a node that [`Load`] asked for, unless the answer is outdated by now.
     pub fn loaded(&mut self, load: Load, entries: NodeEntries) {
-        let level = usize::from(load.key.level);
-        if !self.levels[level].contains_key(&load.key.index) && self.find(load.key) == Some(load) {
+        if self.wants(load) {
+            let level = usize::from(load.key.level);
             self.levels[level].insert(load.key.index, Node { entries, used: Cell::new(true) });
         }
     }

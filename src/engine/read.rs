@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -26,6 +27,7 @@ use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::format::location::Location;
 use crate::format::node::NODE_BYTES;
+use crate::format::node::NodeEntries;
 use crate::format::node::NodeKey;
 use crate::format::node::decode_node;
 use crate::format::record::PayloadCodec;
@@ -43,6 +45,8 @@ use crate::units::bytes_usize;
 const PLAN_BLOCKS_MAX: u64 = 256;
 /// A read whose blocks keep moving is tried this often; each try means a whole reclaim went by.
 const MOVED_MAX: usize = 100;
+/// Before the map is asked again for a node it names in a segment that is gone.
+const MOVED_PAUSE: Duration = Duration::from_millis(1);
 
 /// Adjacent blocks from one source.
 struct Run {
@@ -226,6 +230,32 @@ impl Engine {
     /// As for reads.
     pub(super) async fn load_node(&self, layer: &Layer, load: Load) -> Result<()> {
         let _waiting = Waiting::new(&self.walks_waiting);
+        for _attempt in 0..MOVED_MAX {
+            if let Some(entries) = self.read_node(layer, load).await? {
+                let mut state = layer.state.lock();
+                let before = state.map.node_count();
+                state.map.loaded(load, entries);
+                let added = state.map.node_count() - before;
+                self.nodes.fetch_add(added, Ordering::Relaxed);
+                self.nodes_read.fetch_add(1, Ordering::Relaxed);
+                let dropped = if self.evicts_nodes() { state.map.evict() } else { 0 };
+                drop(state);
+                self.forget_nodes(dropped);
+                return Ok(());
+            }
+            if !layer.state.lock().map.wants(load) {
+                return Ok(());
+            }
+            // What is reclaimed was moved before, so the map should know better. Whoever asked
+            // would ask again at once, for ever.
+            self.env.sleep(MOVED_PAUSE).await;
+        }
+        Err(Error::new(ErrorKind::Corrupt, "load map node")
+            .context("the map leads to a segment that was given up"))
+    }
+
+    /// The node's entries; `None` if it is not there any more.
+    async fn read_node(&self, layer: &Layer, load: Load) -> Result<Option<NodeEntries>> {
         let pod = self.pool.geometry.pod;
         let outcome = self.pool.read(load.location, |bytes, place| {
             let (header, payload) = decode_record(bytes, pod, place).ok()?;
@@ -235,20 +265,10 @@ impl Engine {
             let content = right.then(|| decode_payload(&header, payload, NODE_BYTES)).flatten()?;
             decode_node(&content).ok()
         });
-        if let ReadOutcome::Found(entries) =
-            outcome.await.map_err(|error| error.context("map node"))?
-        {
-            let mut state = layer.state.lock();
-            let before = state.map.node_count();
-            state.map.loaded(load, entries);
-            let added = state.map.node_count() - before;
-            self.nodes.fetch_add(added, Ordering::Relaxed);
-            self.nodes_read.fetch_add(1, Ordering::Relaxed);
-            let dropped = if self.evicts_nodes() { state.map.evict() } else { 0 };
-            drop(state);
-            self.forget_nodes(dropped);
+        match outcome.await.map_err(|error| error.context("map node"))? {
+            ReadOutcome::Found(entries) => Ok(Some(entries)),
+            ReadOutcome::Moved => Ok(None),
         }
-        Ok(())
     }
 }
 
