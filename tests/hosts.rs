@@ -140,6 +140,14 @@ fn who_is_served_what_outlives_the_node() {
             pod.add_host(nqn).await.expect("added");
         }
         assert_eq!(pod.add_host("nqn.a").await.expect_err("twice").kind(), ErrorKind::Exists);
+        let longest: BTreeSet<_> = (0..128).map(|n| format!("nqn.{n:0>219}")).collect();
+        for nqn in &longest {
+            pod.add_host(nqn).await.expect("added");
+        }
+        pod.set_volume_hosts("v", Some(longest.clone())).await.expect("the longest list there is");
+        for nqn in &longest {
+            pod.remove_host(nqn).await.expect("removed");
+        }
         let many: BTreeSet<_> = (0..200).map(|n| format!("nqn.{n}")).collect();
         let too_many = pod.set_volume_hosts("v", Some(many)).await.expect_err("too many");
         assert_eq!(too_many.kind(), ErrorKind::InvalidRequest);
@@ -161,7 +169,8 @@ fn who_is_served_what_outlives_the_node() {
         let pod = open(&env, &disks).await;
         assert_eq!(pod.hosts(), ["nqn.b"]);
         let volume = pod.find("v").expect("created");
-        assert!(!volume.admits(Some("nqn.b")) && !volume.admits(None), "an empty list is no list");
+        let admitted = [Some("nqn.a"), Some("nqn.b"), None].map(|host| volume.admits(host));
+        assert_eq!(admitted, [false; 3], "an empty list admits nobody");
         pod.set_volume_hosts("v", None).await.expect("set");
         assert!(volume.admits(Some("nqn.c")) && volume.admits(None));
     });

@@ -106,7 +106,7 @@ cleanup() {
 
 # Makes the test's directory and names its server's addresses; starts nothing.
 prepare() {
-    WORK=$(mktemp -d "${TMPDIR:-/tmp}/weft-test-XXXXXX")
+    WORK=$(mktemp -d --suffix=-weft-test)
     trap cleanup EXIT
     trap 'exit 130' INT TERM
     DATA=$WORK/data

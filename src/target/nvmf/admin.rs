@@ -92,7 +92,7 @@ pub struct Admin {
     known: BTreeMap<u32, (Uuid, u64, bool)>,
     /// Those that changed since the host last read their log.
     changed: BTreeSet<u32>,
-    /// The discovery log as it was when it last changed, of a discovery controller.
+    /// The discovery log as it was when it last changed; empty unless it is a discovery controller.
     discovery_log: Vec<u8>,
     /// How often it has changed.
     discovery_generation: u64,
@@ -119,7 +119,10 @@ impl Admin {
             events_enabled: events_supported(identity.kind),
             known: known(namespaces),
             changed: BTreeSet::new(),
-            discovery_log: log_page::discovery(subsystem, &identity.host_nqn, path, 0),
+            discovery_log: match identity.kind {
+                Kind::Io => Vec::new(),
+                Kind::Discovery => log_page::discovery(subsystem, &identity.host_nqn, path, 0),
+            },
             discovery_generation: 1,
             to_tell: false,
             told: false,

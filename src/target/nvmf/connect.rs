@@ -249,6 +249,13 @@ mod tests {
         let remote = IpAddr::from([192, 0, 2, 1]);
         let refused = super::connect(&subsystem, remote, &sqe(0, 31), &good).err();
         assert_eq!(refused.map(|refused| refused.status), Some(Status::CONNECT_INVALID_HOST));
+        // An I/O queue is judged by where it comes from itself, not by its controller's admission.
+        let local = connect(&subsystem, &sqe(0, 31), &good).expect("admitted");
+        local.controller.set_property(0x14, false, 0x0046_0001).expect("enabled");
+        let queue = data(local.controller.id(), &nqn, "nqn.h");
+        let refused = super::connect(&subsystem, remote, &sqe(1, 31), &queue).err();
+        assert_eq!(refused.map(|refused| refused.status), Some(Status::CONNECT_INVALID_HOST));
+        assert!(connect(&subsystem, &sqe(1, 31), &queue).is_ok());
         // Discovery controllers have no I/O queues.
         let made = connect(&subsystem, &sqe(0, 31), &data(0xffff, DISCOVERY_NQN, "nqn.h"));
         let Ok(made) = made else { panic!("not admitted") };
