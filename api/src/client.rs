@@ -23,13 +23,17 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use crate::Connection;
 use crate::CreateVolume;
 use crate::Device;
+use crate::Event;
 use crate::Host;
+use crate::LogLevel;
 use crate::NodeStatus;
 use crate::Pod;
 use crate::Problem;
 use crate::ResizeVolume;
+use crate::Stats;
 use crate::Volume;
 use crate::VolumeHosts;
 
@@ -114,6 +118,31 @@ impl Client {
     /// One volume.
     pub async fn volume(&self, name: &str) -> Result<Volume, ClientError> {
         self.get(&volume_path(name)).await
+    }
+
+    /// What the node counts.
+    pub async fn stats(&self) -> Result<Stats, ClientError> {
+        self.get("/v1/stats").await
+    }
+
+    /// Connections of hosts.
+    pub async fn connections(&self) -> Result<Vec<Connection>, ClientError> {
+        self.get("/v1/connections").await
+    }
+
+    /// What happened after the event of that number; 0 for all that is kept.
+    pub async fn events(&self, after: u64) -> Result<Vec<Event>, ClientError> {
+        self.get(&format!("/v1/events?after={after}")).await
+    }
+
+    /// What the node logs.
+    pub async fn log_level(&self) -> Result<LogLevel, ClientError> {
+        self.get("/v1/log").await
+    }
+
+    /// Changes what the node logs, until it is restarted.
+    pub async fn set_log_level(&self, level: &LogLevel) -> Result<LogLevel, ClientError> {
+        decode(&self.request(Method::PUT, "/v1/log", encode(level)).await?)
     }
 
     /// Creates a volume; durable when it returns.

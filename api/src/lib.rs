@@ -17,6 +17,12 @@
 //! | `GET /v1/hosts` | | array of [`Host`], in order of NQN |
 //! | `POST /v1/hosts` | [`Host`] | 201 and the [`Host`] |
 //! | `DELETE /v1/hosts/{nqn}` | | 204 |
+//! | `GET /v1/stats` | | [`Stats`] |
+//! | `GET /v1/connections` | | array of [`Connection`], in order of id |
+//! | `GET /v1/events?after=N` | | array of [`Event`] after the N-th, oldest first; the newest 1000 are kept |
+//! | `GET /v1/log` | | [`LogLevel`] |
+//! | `PUT /v1/log` | [`LogLevel`] | [`LogLevel`] |
+//! | `GET /metrics` | | the same counts for Prometheus, as text |
 //!
 //! A change is durable when it is answered. Whatever fails is answered with a [`Problem`] (RFC
 //! 9457). Sizes are in bytes; unknown keys in a request are refused, and those in an answer are
@@ -30,10 +36,27 @@ use serde::Deserialize;
 use serde::Serialize;
 
 mod client;
+mod event;
+pub mod histogram;
+mod stats;
 
 pub use client::Client;
 pub use client::ClientError;
 pub use client::percent_encode;
+pub use event::Event;
+pub use event::LogLevel;
+pub use event::Severity;
+pub use histogram::Histogram;
+pub use stats::Connection;
+pub use stats::DeviceStats;
+pub use stats::FrontEnd;
+pub use stats::FrontEndStats;
+pub use stats::Operation;
+pub use stats::OperationStats;
+pub use stats::Stage;
+pub use stats::StageStats;
+pub use stats::Stats;
+pub use stats::VolumeStats;
 
 /// A node, for a first look.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
