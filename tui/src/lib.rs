@@ -40,6 +40,7 @@ pub mod theme;
 
 pub use app::Left;
 pub use run::Options;
+pub use run::check;
 pub use run::run;
 
 /// Why the console, or the printing of its figures, ended.

@@ -42,6 +42,7 @@ use crate::app::Left;
 use crate::model::Sample;
 use crate::screens;
 use crate::source::Source;
+use crate::theme::Look;
 use crate::theme::Surroundings;
 
 /// How often the node is asked.
@@ -66,18 +67,30 @@ pub struct Options {
     pub own_node: bool,
 }
 
+/// Says whether the console can be run so, without running it.
+///
+/// # Errors
+/// There is no terminal, or the theme is wrong.
+pub fn check(options: &Options) -> Result<(), Failure> {
+    look(options).map(drop)
+}
+
+fn look(options: &Options) -> Result<Look, Failure> {
+    if !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+        let reason = "the console needs a terminal for its input and output";
+        return Err(Failure::Io(io::Error::other(reason)));
+    }
+    let look = Surroundings::of_process().look(options.ascii, options.theme.as_ref());
+    look.map_err(Failure::Theme)
+}
+
 /// Runs the console until it is left. Must run within a tokio runtime with I/O and time enabled, on
 /// a thread that may wait for the terminal.
 ///
 /// # Errors
 /// No node answers, the theme is wrong, or the terminal cannot be used.
 pub async fn run(options: Options) -> Result<Left, Failure> {
-    let look = Surroundings::of_process().look(options.ascii, options.theme.as_ref());
-    let look = look.map_err(Failure::Theme)?;
-    if !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
-        let reason = "the console needs a terminal; --mode text, json or csv do without";
-        return Err(Failure::Io(io::Error::other(reason)));
-    }
+    let look = look(&options)?;
     let mut source = Source::live(&options.socket);
     let mut app = App::new(look, options.socket.display().to_string(), options.own_node);
     let begin = Instant::now();
