@@ -261,7 +261,8 @@ impl Host {
     }
 
     fn execute(&mut self, sqe: &Sqe, data: Bytes) {
-        if let Some(work) = self.queue.execute(sqe, data, &mut self.out) {
+        let arrival = self.queue.timing().arrival();
+        if let Some(work) = self.queue.execute(sqe, data, arrival, &mut self.out) {
             let completed = work.now_or_never().expect("memory answers at once");
             self.queue.complete(completed, &mut self.out);
         }

@@ -43,6 +43,8 @@ use weft::volume::Piece;
 use weft::volume::Volume;
 use weft::volume::memory::MemoryDirectory;
 use weft::volume::memory::MemoryVolume;
+use weft::volume::pieces_equal;
+use weft_api::Operation;
 
 const READ: u16 = 0;
 const WRITE: u16 = 1;
@@ -211,11 +213,13 @@ fn every_pipelined_request_gets_one_reply() {
             assert!(client.closed().await);
             ended(session).await;
         }
-        let exports = target.exports();
-        assert_eq!(exports[0].0, "v");
-        assert_eq!(exports[0].1.bytes_written.load(Ordering::Relaxed), 2 * 2000 * 4096);
-        assert_eq!(exports[0].1.errors.load(Ordering::Relaxed), 0);
-        assert_eq!(exports[0].1.connections_open.load(Ordering::Relaxed), 0);
+        assert_eq!(target.connections().list(), []);
+        let counted = volume.requests().snapshot();
+        let (reads, writes) = (&counted[0], &counted[1]);
+        assert_eq!((reads.operation, writes.operation), (Operation::Read, Operation::Write));
+        assert_eq!((writes.latency.count(), writes.bytes), (2 * 2000, 2 * 2000 * 4096));
+        assert_eq!((reads.latency.count(), reads.bytes), (2 * 286, 2 * 286 * 4096));
+        assert_eq!((reads.errors, writes.errors), (0, 0));
         assert_eq!(target.counters().connections_total.load(Ordering::Relaxed), 2);
     });
 }
@@ -272,13 +276,15 @@ fn requests_above_the_limit_wait() {
             client.request(FLUSH, cookie, 0, 0).await;
         }
         tokio::time::sleep(A_MOMENT).await;
-        let requests = || target.exports()[0].1.requests.load(Ordering::Relaxed);
-        assert_eq!(requests(), 128);
+        let listed = || target.connections().list().remove(0);
+        assert_eq!((listed().requests, listed().in_flight), (128, 128));
+        assert_eq!((listed().volume.as_deref(), listed().peer.as_str()), (Some("v"), "unix"));
         volume.hold(false);
         for _ in 0..300 {
             assert_eq!(client.simple().await.0, 0);
         }
-        assert_eq!(requests(), 300);
+        tokio::time::sleep(A_MOMENT).await;
+        assert_eq!((listed().requests, listed().in_flight), (300, 0));
         drop(client);
         ended(session).await;
     });
@@ -344,6 +350,26 @@ fn disc_waits_for_what_is_in_flight() {
         assert_eq!(client.simple().await.0, 0);
         assert!(client.closed().await, "nothing after DISC is answered");
         ended(session).await;
+    });
+}
+
+/// The client may write again over another connection, and nothing older may undo that.
+#[test]
+fn a_connection_that_ends_takes_its_requests_with_it() {
+    run(async {
+        let (target, volume) = target(NbdOptions::default());
+        volume.hold(true);
+        let (mut client, session) = connect(&target);
+        client.attach().await;
+        client.write(1, 0, &[7; 512]).await;
+        tokio::time::sleep(A_MOMENT).await;
+        client.stream.shutdown().await.unwrap();
+        assert!(client.closed().await, "no answer: the client is taken for gone");
+        ended(session).await;
+        volume.hold(false);
+        tokio::time::sleep(A_MOMENT).await;
+        let read = Arc::clone(&volume).read(0, 512).await.unwrap();
+        assert!(pieces_equal(&read, &[0; 512]), "a write outlived its connection");
     });
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 pub struct Event {
     /// Counts events since the node started, from 1.
     pub sequence: u64,
-    /// When, in milliseconds since 1970.
+    /// When it first happened, in milliseconds since 1970.
     pub unix_ms: u64,
     /// How bad it is.
     pub severity: Severity,
@@ -20,6 +20,8 @@ pub struct Event {
     pub message: String,
     /// What can be done about it; empty if nothing needs to be.
     pub advice: String,
+    /// How often it happened within a minute. Each time it gets a new number.
+    pub count: u64,
 }
 
 /// How bad an event is.

@@ -1,7 +1,7 @@
 //! Histograms of latency: one set of buckets for the node, its API and its clients.
 //!
 //! Buckets are log-linear, as in HdrHistogram: each power of two of nanoseconds is cut into
-//! [`SUB_BUCKETS`] equal parts, so a bucket is at most a quarter as wide as its lower bound. Counts
+//! four equal parts, so a bucket is at most a quarter as wide as its lower bound. Counts
 //! only grow, so the difference of two readings is the histogram of what came in between.
 
 use serde::Deserialize;

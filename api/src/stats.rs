@@ -46,6 +46,10 @@ pub struct VolumeStats {
     pub id: u64,
     /// Its name.
     pub name: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// What is stored, before compression and parity.
+    pub allocated_bytes: u64,
     /// By front end and operation; those that never happened are left out.
     pub operations: Vec<OperationStats>,
 }

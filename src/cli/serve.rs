@@ -57,7 +57,6 @@ async fn serve(config: Config, console: Option<weft_tui::Options>) -> Result<(),
     let mut stop = StopSignals::listen()?;
     let status = node.management().status();
     output::print(&banner::text(&status, &node.management().volumes()))?;
-    tracing::info!(pod = status.pod.uuid, epoch = status.pod.epoch, "serving");
     notify("READY=1");
 
     let name = match console {

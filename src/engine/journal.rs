@@ -50,6 +50,7 @@ use crate::format::record::JOURNAL_PLACE;
 use crate::format::record::RECORD_HEADER_BYTES;
 use crate::format::record::RecordHeader;
 use crate::format::superblock::JOURNAL_OFFSET;
+use crate::observe::event;
 use crate::units::BranchId;
 use crate::units::Lsn;
 use crate::units::bytes_u64;
@@ -472,7 +473,7 @@ impl Engine {
                 let _ = entry.done.send(Ok(entry.lsn));
             }
             if let Some((entries, error)) = failed {
-                tracing::error!(error = error.chain(), "journal failed; the pod is read-only");
+                event::raise(event::POD_READ_ONLY, "pod", error.chain());
                 for entry in entries {
                     let _ = entry.done.send(Err(error.duplicate()));
                 }

@@ -29,6 +29,7 @@ use crate::format::node::NodeKey;
 use crate::format::record::RECORD_HEADER_BYTES;
 use crate::format::record::RecordHeader;
 use crate::format::record::RecordKind;
+use crate::observe::event;
 use crate::pool::row::GROUP_ROWS_MAX;
 use crate::pool::row::RowGroup;
 use crate::units::Lba;
@@ -155,7 +156,7 @@ impl Mapper {
     }
 
     fn report(&self, error: &Error) {
-        tracing::warn!(error = error.chain(), "background work failed; it will be tried again");
+        event::raise(event::BACKGROUND_FAILED, "pod", error.chain());
     }
 
     /// Drains and checkpoints, so that the next start has nothing to replay.

@@ -58,6 +58,7 @@ use crate::format::table::PAGE_ENTRIES;
 use crate::format::table::SegmentEntry;
 use crate::format::table::decode_page;
 use crate::format::unit::UNIT_BYTES;
+use crate::observe::event;
 use crate::pool::Geometry;
 use crate::pool::Pool;
 use crate::pool::member::IO_TIMEOUT;
@@ -373,15 +374,13 @@ async fn assemble(
             || Err(Error::new(ErrorKind::DeviceFailed, "read superblock").context("it hangs"));
         match read.unwrap_or_else(hung) {
             Ok(Some(found)) if device.len_bytes() < found.superblock.device_bytes => {
-                tracing::warn!(
-                    device = device.name(),
-                    "shorter than when it joined the pod; device left out"
-                );
+                let message = "it is shorter than when it joined the pod";
+                event::raise(event::DEVICE_LEFT_OUT, device.name(), message);
             }
             Ok(Some(superblock)) => found.push((device, superblock)),
             Ok(None) => blank.push(device),
             Err(error) => {
-                tracing::warn!(device = device.name(), error = error.chain(), "device left out");
+                event::raise(event::DEVICE_LEFT_OUT, device.name(), error.chain());
             }
         }
     }
@@ -448,11 +447,8 @@ fn seat(
         let replacement = if replace_missing { blank.next() } else { None };
         let uuid = match &replacement {
             Some(device) => {
-                tracing::info!(
-                    device = device.name(),
-                    index,
-                    "blank device replaces a missing one"
-                );
+                let message = format_args!("a blank device takes the place of device {index}");
+                event::raise(event::DEVICE_REPLACED, device.name(), message);
                 *random_uuid(&env).as_bytes()
             }
             None => [0; 16],
@@ -461,7 +457,8 @@ fn seat(
     });
     let members = members.collect();
     for device in blank.chain(short) {
-        tracing::warn!(device = device.name(), "no superblock, and no place for it; left out");
+        let message = "it has no superblock, and there is no place for it";
+        event::raise(event::DEVICE_LEFT_OUT, device.name(), message);
     }
     members
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
+use weft_api::Stage;
 
 use super::Engine;
 use super::layer::Layer;
@@ -34,6 +35,8 @@ use crate::format::record::PayloadCodec;
 use crate::format::record::RecordHeader;
 use crate::format::record::RecordKind;
 use crate::format::record::decode_record;
+use crate::observe::stages::timed;
+use crate::observe::stages::timed_now;
 use crate::pool::read::ReadOutcome;
 use crate::units::BLOCK_BYTES;
 use crate::units::BLOCK_BYTES_U64;
@@ -159,10 +162,11 @@ impl Engine {
         for _attempt in 0..MOVED_MAX {
             let mut runs = Vec::new();
             while let Err(load) = plan(layer, lba, blocks, &mut runs) {
-                self.load_node(layer, load).await?;
+                timed(&self.env, Stage::Map, self.load_node(layer, load)).await?;
                 runs.clear();
             }
-            let chunks = try_join_all(runs.iter().map(|run| self.chunk(run))).await?;
+            let chunks = try_join_all(runs.iter().map(|run| self.chunk(run)));
+            let chunks = timed(&self.env, Stage::Device, chunks).await?;
             if chunks.iter().any(|chunk| matches!(chunk, Fetched::Moved)) {
                 continue;
             }
@@ -207,12 +211,14 @@ impl Engine {
         let pod = self.pool.geometry.pod;
         let wanted = run.lba..run.lba + run.blocks;
         let outcome = self.pool.read(location, |bytes, place| {
-            let (header, payload) = decode_record(bytes, pod, place).ok()?;
-            let held = header.lba.0..header.lba.0.checked_add(header.blocks)?;
-            let right = header.kind == RecordKind::Data
-                && held.start <= wanted.start
-                && wanted.end <= held.end;
-            right.then(|| decode_chunk(&header, payload)).flatten()
+            timed_now(&self.env, Stage::Decode, || {
+                let (header, payload) = decode_record(bytes, pod, place).ok()?;
+                let held = header.lba.0..header.lba.0.checked_add(header.blocks)?;
+                let right = header.kind == RecordKind::Data
+                    && held.start <= wanted.start
+                    && wanted.end <= held.end;
+                right.then(|| decode_chunk(&header, payload)).flatten()
+            })
         });
         match outcome.await.map_err(|error| error.context(format_args!("block {}", run.lba)))? {
             ReadOutcome::Moved if planted(Bug::MovedReadAsZero) => Ok(Fetched::Zero),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
+use weft_api::Stage;
 
 use super::Engine;
 use super::journal::NewEntry;
@@ -21,6 +22,9 @@ use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::format::record::RecordHeader;
 use crate::format::record::RecordKind;
+use crate::observe::event;
+use crate::observe::stages::timed;
+use crate::observe::stages::timed_now;
 use crate::units::BLOCK_BYTES;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::Lba;
@@ -62,19 +66,21 @@ impl Engine {
         let mut appends = Vec::new();
         for (lba, part) in atomic_parts(lba, data) {
             let mut records = Vec::new();
-            for (lba, chunk) in chunks(lba, part) {
-                push_blocks(lba, chunk, &mut records);
-            }
-            let records = self.promise_all(records).await?;
+            timed_now(&self.env, Stage::Compress, || {
+                for (lba, chunk) in chunks(lba, part) {
+                    push_blocks(lba, chunk, &mut records);
+                }
+            });
+            let records = timed(&self.env, Stage::Space, self.promise_all(records)).await?;
             let entry =
                 NewEntry { layer: Some(Arc::clone(layer)), records, hold: Some(Arc::clone(&hold)) };
             appends.push(self.append(entry));
         }
         drop(hold);
         if appends.len() == 1 {
-            appends.remove(0).await?;
+            timed(&self.env, Stage::Journal, appends.remove(0)).await?;
         } else {
-            try_join_all(appends).await?;
+            timed(&self.env, Stage::Journal, try_join_all(appends)).await?;
         }
         Ok(())
     }
@@ -99,9 +105,9 @@ impl Engine {
             let header = zero_header(range.lba, range.blocks, range.keep_allocated);
             records.push((header, Bytes::new()));
         }
-        let records = self.promise_all(records).await?;
+        let records = timed(&self.env, Stage::Space, self.promise_all(records)).await?;
         let entry = NewEntry { layer: Some(Arc::clone(layer)), records, hold: Some(hold) };
-        self.append(entry).await.map(drop)
+        timed(&self.env, Stage::Journal, self.append(entry)).await.map(drop)
     }
 
     /// Gets room for every record that will occupy any.
@@ -131,6 +137,7 @@ impl Engine {
                     changed.await;
                 }
                 Admission::Full => {
+                    event::raise(event::POD_FULL, "pod", "a write was refused for want of room");
                     return Err(Error::new(ErrorKind::NoSpace, "write").context(
                         "the pod is full: trim or delete volumes, or create a larger pod",
                     ));

@@ -13,26 +13,38 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::extract::FromRequest;
 use axum::extract::Path;
+use axum::extract::Query;
 use axum::extract::Request;
 use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
 use axum::http::StatusCode;
+use axum::http::header;
 use axum::response::IntoResponse;
 use axum::response::Response;
 use axum::routing::delete;
 use axum::routing::get;
 use axum::routing::put;
+use serde::Deserialize;
+use tokio::net::TcpListener;
 use tokio::net::UnixListener;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+use weft_api::Connection;
 use weft_api::CreateVolume;
+use weft_api::FrontEndStats;
 use weft_api::Host;
+use weft_api::LogLevel;
 use weft_api::ResizeVolume;
+use weft_api::Stats;
 use weft_api::VolumeHosts;
 
+use crate::env::EnvRef;
 use crate::env::LocalBoxFuture;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::observe::event;
+use crate::observe::log;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::format_size;
 use crate::volume::pod::Pod;
@@ -40,6 +52,7 @@ use crate::volume::pod::VolumeInfo;
 use crate::volume::pod::VolumeSpec;
 
 mod handle;
+pub mod metrics;
 mod problem;
 mod view;
 
@@ -62,12 +75,16 @@ pub struct Management {
 pub struct NodeFacts {
     /// The node's directory, absolute.
     pub data_dir: PathBuf,
+    /// The machine's clock.
+    pub env: EnvRef,
     /// When it began to serve.
     pub started: Instant,
     /// Threads that serve hosts.
     pub data_plane_threads: usize,
-    /// Connections of hosts, now.
-    pub connections: Box<dyn Fn() -> usize + Send + Sync>,
+    /// What each protocol counts.
+    pub front_ends: Box<dyn Fn() -> Vec<FrontEndStats> + Send + Sync>,
+    /// The connections of hosts, in order of number.
+    pub connections: Box<dyn Fn() -> Vec<Connection> + Send + Sync>,
     /// Ends the NBD connections of volumes that were deleted, or are for named hosts only.
     pub end_orphans: Box<dyn Fn() + Send + Sync>,
     /// Where hosts connect.
@@ -93,7 +110,7 @@ impl Management {
             data_dir: self.node.data_dir.display().to_string(),
             uptime_s: self.node.started.elapsed().as_secs(),
             data_plane_threads: self.node.data_plane_threads,
-            connections: (self.node.connections)(),
+            connections: (self.node.front_ends)().iter().map(connections_open).sum(),
             listeners: self.node.listeners.clone(),
             subsystem_nqn: self.node.subsystem_nqn.clone(),
             pod: view::pod(&pod.status()),
@@ -107,6 +124,24 @@ impl Management {
         self.pod.pod().volumes().iter().map(view::volume).collect()
     }
 
+    /// What `GET /v1/stats` answers.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let pod = self.pod.pod();
+        let status = pod.status();
+        let devices = status.devices.iter().zip(pod.device_latencies());
+        Stats {
+            unix_ms: self.node.env.unix_ms(),
+            uptime_ms: u64::try_from(self.node.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            pod: view::pod(&status),
+            devices: devices
+                .map(|(device, latencies)| view::device_stats(device, latencies))
+                .collect(),
+            volumes: pod.volume_stats(),
+            front_ends: (self.node.front_ends)(),
+        }
+    }
+
     /// Answers requests on `listener` until `stopped` completes and those begun are answered.
     ///
     /// # Errors
@@ -117,6 +152,18 @@ impl Management {
         stopped: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<()> {
         axum::serve(listener, router(self)).with_graceful_shutdown(stopped).await
+    }
+
+    /// Answers `GET /metrics`, and nothing else, on `listener`.
+    ///
+    /// # Errors
+    /// The listener failed.
+    pub async fn serve_metrics(self: Arc<Self>, listener: TcpListener) -> io::Result<()> {
+        let router = Router::new()
+            .route("/metrics", get(show_metrics))
+            .fallback(problem::no_such_path)
+            .with_state(self);
+        axum::serve(listener, router).await
     }
 
     fn find(&self, name: &str) -> Result<VolumeInfo> {
@@ -199,6 +246,11 @@ impl Management {
     }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "connections fit memory")]
+fn connections_open(of: &FrontEndStats) -> usize {
+    of.connections_open as usize
+}
+
 /// Turns a request into what the pod takes, or says what is wrong with it.
 fn checked(request: CreateVolume) -> Result<VolumeSpec> {
     const OP: &str = "create volume";
@@ -242,6 +294,11 @@ fn router(management: Arc<Management>) -> Router {
         .route("/v1/volumes/{name}/reservations", delete(clear_reservations))
         .route("/v1/hosts", get(list_hosts).post(add_host))
         .route("/v1/hosts/{nqn}", delete(remove_host))
+        .route("/v1/stats", get(show_stats))
+        .route("/v1/connections", get(list_connections))
+        .route("/v1/events", get(list_events))
+        .route("/v1/log", get(show_log).put(set_log))
+        .route("/metrics", get(show_metrics))
         .fallback(problem::no_such_path)
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -254,6 +311,44 @@ async fn show_status(State(management): Shared) -> Response {
 
 async fn show_pod(State(management): Shared) -> Response {
     axum::Json(view::pod(&management.pod.pod().status())).into_response()
+}
+
+async fn show_stats(State(management): Shared) -> Response {
+    axum::Json(management.stats()).into_response()
+}
+
+async fn list_connections(State(management): Shared) -> Response {
+    axum::Json((management.node.connections)()).into_response()
+}
+
+/// Which events to list.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EventsAfter {
+    #[serde(default)]
+    after: u64,
+}
+
+async fn list_events(
+    query: Result<Query<EventsAfter>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(EventsAfter { after }) = query.map_err(|refused| Refusal::query(&refused))?;
+    Ok(axum::Json(event::after(after)).into_response())
+}
+
+async fn show_log() -> Result<Response, Refusal> {
+    Ok(axum::Json(LogLevel { level: log::level()? }).into_response())
+}
+
+async fn set_log(Json(request): Json<LogLevel>) -> Result<Response, Refusal> {
+    log::set_level(&request.level)?;
+    tracing::info!(level = request.level, "log level set");
+    Ok(axum::Json(request).into_response())
+}
+
+async fn show_metrics(State(management): Shared) -> Response {
+    const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], metrics::text(&management.stats())).into_response()
 }
 
 async fn list_devices(State(management): Shared) -> Response {
@@ -270,7 +365,8 @@ async fn create_volume(
     Json(request): Json<CreateVolume>,
 ) -> Result<Response, Refusal> {
     let volume = management.create(request).await?;
-    tracing::info!(volume = volume.name, size_bytes = volume.size_bytes, "volume created");
+    let message = format_args!("{}, of {}", volume.uuid, format_size(volume.size_bytes));
+    event::raise(event::VOLUME_CREATED, &volume.name, message);
     Ok((StatusCode::CREATED, axum::Json(view::volume(&volume))).into_response())
 }
 
@@ -287,7 +383,8 @@ async fn resize_volume(
     Json(request): Json<ResizeVolume>,
 ) -> Result<Response, Refusal> {
     let volume = management.resize(name, request.size_bytes).await?;
-    tracing::info!(volume = volume.name, size_bytes = volume.size_bytes, "volume resized");
+    let message = format_args!("it has {} now", format_size(volume.size_bytes));
+    event::raise(event::VOLUME_RESIZED, &volume.name, message);
     Ok(axum::Json(view::volume(&volume)).into_response())
 }
 
@@ -296,7 +393,7 @@ async fn delete_volume(
     Path(name): Path<String>,
 ) -> Result<Response, Refusal> {
     management.delete(name.clone()).await?;
-    tracing::info!(volume = name, "volume deleted");
+    event::raise(event::VOLUME_DELETED, &name, "with all its data");
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -306,7 +403,11 @@ async fn set_volume_hosts(
     Json(request): Json<VolumeHosts>,
 ) -> Result<Response, Refusal> {
     let volume = management.set_hosts(name, request).await?;
-    tracing::info!(volume = volume.name, hosts = ?volume.hosts, "hosts of a volume set");
+    let message = match &volume.hosts {
+        None => "it is served to all".to_owned(),
+        Some(hosts) => format!("it is served to {} hosts only", hosts.len()),
+    };
+    event::raise(event::VOLUME_HOSTS_SET, &volume.name, message);
     Ok(axum::Json(view::volume(&volume)).into_response())
 }
 
@@ -315,7 +416,7 @@ async fn clear_reservations(
     Path(name): Path<String>,
 ) -> Result<Response, Refusal> {
     management.clear_reservations(name.clone()).await?;
-    tracing::info!(volume = name, "reservations cleared");
+    event::raise(event::RESERVATIONS_CLEARED, &name, "all registrations are gone");
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -329,7 +430,7 @@ async fn add_host(
     Json(request): Json<Host>,
 ) -> Result<Response, Refusal> {
     let host = management.add_host(request).await?;
-    tracing::info!(host = host.nqn, "host added");
+    event::raise(event::HOST_ADDED, &host.nqn, "it may connect from anywhere");
     Ok((StatusCode::CREATED, axum::Json(host)).into_response())
 }
 
@@ -338,7 +439,7 @@ async fn remove_host(
     Path(nqn): Path<String>,
 ) -> Result<Response, Refusal> {
     management.remove_host(nqn.clone()).await?;
-    tracing::info!(host = nqn, "host removed");
+    event::raise(event::HOST_REMOVED, &nqn, "it is served no volume by name any more");
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

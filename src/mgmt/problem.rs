@@ -1,6 +1,7 @@
 //! The one place where an error becomes an HTTP answer: `application/problem+json` (RFC 9457).
 
 use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::QueryRejection;
 use axum::http::Method;
 use axum::http::StatusCode;
 use axum::http::Uri;
@@ -33,6 +34,17 @@ impl From<Error> for Refusal {
 impl Refusal {
     /// The body is not what the request takes.
     pub(super) fn body(rejection: &JsonRejection) -> Self {
+        Self {
+            status: rejection.status(),
+            kind: ErrorKind::InvalidRequest,
+            detail: rejection.body_text(),
+        }
+    }
+}
+
+impl Refusal {
+    /// The query is not what the path takes.
+    pub(super) fn query(rejection: &QueryRejection) -> Self {
         Self {
             status: rejection.status(),
             kind: ErrorKind::InvalidRequest,

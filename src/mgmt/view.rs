@@ -1,5 +1,8 @@
 //! The pod's own types as the API shows them.
 
+use weft_api::DeviceStats;
+use weft_api::Histogram;
+
 use crate::volume::pod::DeviceStatus;
 use crate::volume::pod::PodStatus;
 use crate::volume::pod::VolumeInfo;
@@ -46,6 +49,13 @@ pub(super) fn device(status: &DeviceStatus) -> weft_api::Device {
         checksum_errors: status.checksum_errors,
         healed: status.healed,
     }
+}
+
+pub(super) fn device_stats(
+    status: &DeviceStatus,
+    (read_latency, write_latency): (Histogram, Histogram),
+) -> DeviceStats {
+    DeviceStats { device: device(status), read_latency, write_latency }
 }
 
 pub(super) fn volume(info: &VolumeInfo) -> weft_api::Volume {

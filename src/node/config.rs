@@ -56,6 +56,8 @@ pub struct Config {
     pub nvme_tcp: NvmeTcpConfig,
     /// The API's Unix socket.
     pub api_socket: PathBuf,
+    /// TCP addresses at which Prometheus finds metrics.
+    pub metrics_listen: Vec<SocketAddr>,
     /// How to log.
     pub log: LogConfig,
     /// Let blank devices take the places of missing ones at this start.

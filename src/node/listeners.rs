@@ -143,6 +143,25 @@ impl Listeners {
     }
 }
 
+/// Listens for Prometheus.
+///
+/// # Errors
+/// `Busy` if an address is in use.
+pub(super) fn bind_metrics(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>> {
+    const OP: &str = "listen for metrics";
+    let bind = |address: &SocketAddr| {
+        let bound = TcpListener::bind(address).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        });
+        bound.map_err(|error| {
+            failed(OP, &address.to_string(), error)
+                .context("see metrics.listen in the configuration")
+        })
+    };
+    addresses.iter().map(bind).collect()
+}
+
 /// Prepares a socket for the reactor and tells where it listens.
 fn unblock(listener: &TcpListener) -> io::Result<SocketAddr> {
     listener.set_nonblocking(true)?;

@@ -14,8 +14,10 @@
 //! Threads: the caller's (management, accepting), one engine thread, N data-plane threads.
 
 use std::io;
+use std::net;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -32,6 +34,8 @@ use tokio::task::JoinSet;
 use tokio::time;
 use tokio::time::Instant;
 use uuid::Uuid;
+use weft_api::FrontEnd;
+use weft_api::FrontEndStats;
 
 use crate::env::EnvRef;
 use crate::env::LocalBoxFuture;
@@ -41,6 +45,7 @@ use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::mgmt::Management;
 use crate::mgmt::NodeFacts;
+use crate::observe::event;
 use crate::observe::log;
 use crate::target::nbd::NbdOptions;
 use crate::target::nbd::NbdTarget;
@@ -50,7 +55,6 @@ use crate::target::nvmf::subsystem::Subsystem;
 use crate::target::nvmf::subsystem::SubsystemOptions;
 use crate::target::nvmf::tcp::NvmeTcpOptions;
 use crate::target::nvmf::tcp::NvmeTcpTarget;
-use crate::units::bytes_usize;
 use crate::volume::VolumeDirectory;
 use crate::volume::pod::Pod;
 
@@ -115,6 +119,8 @@ pub struct Node {
     acceptors: JoinSet<()>,
     nbd_files: Vec<SocketFile>,
     api: ApiServer,
+    /// Ends with the node.
+    _metrics: JoinSet<()>,
     /// Released last.
     directory: Arc<Directory>,
 }
@@ -140,6 +146,7 @@ impl Node {
         let directory = Arc::new(open_directory(&config.data_dir).await?);
         let nbd = nbd_options(&config.nbd)?;
         let listeners = Listeners::open(&config.nbd, &config.nvme_tcp)?;
+        let metrics = listeners::bind_metrics(&config.metrics_listen)?;
         let api = listeners::bind_unix(&config.api_socket, Mode::RUSR | Mode::WUSR)?;
 
         let engine = start_engine(Arc::clone(&directory), config.clone()).await?;
@@ -152,6 +159,7 @@ impl Node {
         let facts = node_facts(&directory, &targets, &data_plane, &listeners);
         let management = Management::new(engine.pod.clone(), facts);
         let api = ApiServer::start(Arc::clone(&management), api)?;
+        let metrics = serve_metrics(&management, metrics)?;
 
         let mut node = Self {
             management,
@@ -161,9 +169,13 @@ impl Node {
             acceptors: JoinSet::new(),
             nbd_files: Vec::new(),
             api,
+            _metrics: metrics,
             directory,
         };
         node.accept(listeners)?;
+        let pod = node.engine.pod.pod().status();
+        let message = format_args!("serving pod {}, epoch {}", pod.uuid, pod.epoch);
+        event::raise(event::NODE_STARTED, "node", message);
         Ok(node)
     }
 
@@ -182,6 +194,7 @@ impl Node {
     /// # Errors
     /// The pod could not be closed cleanly. The node has stopped nevertheless.
     pub async fn stop(mut self) -> Result<()> {
+        event::raise(event::NODE_STOPPING, "node", "connections are drained");
         self.acceptors.shutdown().await;
         drop(self.nbd_files);
         let drained = async {
@@ -280,6 +293,25 @@ impl ApiServer {
     }
 }
 
+/// Starts a task for each listener of metrics.
+fn serve_metrics(
+    management: &Arc<Management>,
+    bound: Vec<net::TcpListener>,
+) -> Result<JoinSet<()>> {
+    let mut tasks = JoinSet::new();
+    for listener in bound {
+        let listener = TcpListener::from_std(listener)
+            .map_err(|error| Error::new(ErrorKind::Unsupported, "serve metrics").source(error))?;
+        let management = Arc::clone(management);
+        tasks.spawn(async move {
+            if let Err(error) = management.serve_metrics(listener).await {
+                tracing::warn!(%error, "metrics are served no more");
+            }
+        });
+    }
+    Ok(tasks)
+}
+
 /// Takes the directory, waiting a little for another holder to let go: a node that was killed a
 /// moment ago keeps its locks until the kernel has taken it apart.
 async fn open_directory(path: &Path) -> Result<Directory> {
@@ -353,21 +385,44 @@ fn nvme_tcp_target(
     Arc::new(NvmeTcpTarget::new(Arc::new(subsystem), options))
 }
 
+fn front_ends(targets: &Targets) -> Vec<FrontEndStats> {
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let (nbd, nvme_tcp) = (targets.nbd.counters(), targets.nvme_tcp.counters());
+    vec![
+        FrontEndStats {
+            front_end: FrontEnd::Nbd,
+            connections_open: count(&nbd.connections_open),
+            connections_total: count(&nbd.connections_total),
+            connections_refused: count(&nbd.connections_refused),
+        },
+        FrontEndStats {
+            front_end: FrontEnd::NvmeTcp,
+            connections_open: count(&nvme_tcp.connections_open),
+            connections_total: count(&nvme_tcp.connections_total),
+            connections_refused: count(&nvme_tcp.connections_refused),
+        },
+    ]
+}
+
 fn node_facts(
     directory: &Directory,
     targets: &Targets,
     data_plane: &DataPlane,
     listeners: &Listeners,
 ) -> NodeFacts {
-    let (counting, sweeping) = (targets.clone(), Arc::clone(&targets.nbd));
+    let (counting, listing) = (targets.clone(), targets.clone());
+    let sweeping = Arc::clone(&targets.nbd);
     NodeFacts {
         data_dir: directory.path().to_owned(),
         started: Instant::now(),
         data_plane_threads: data_plane.thread_count(),
+        env: TokioEnv::new(),
+        front_ends: Box::new(move || front_ends(&counting)),
         connections: Box::new(move || {
-            let nbd = &counting.nbd.counters().connections_open;
-            let nvme = &counting.nvme_tcp.counters().connections_open;
-            bytes_usize(nbd.load(Ordering::Relaxed) + nvme.load(Ordering::Relaxed))
+            let mut all = listing.nbd.connections().list();
+            all.extend(listing.nvme_tcp.connections().list());
+            all.sort_by_key(|connection| connection.id);
+            all
         }),
         end_orphans: Box::new(move || sweeping.sweep()),
         listeners: listeners.described.clone(),

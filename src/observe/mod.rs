@@ -1,3 +1,14 @@
-//! What the node tells about itself besides its API: the log.
+//! What the node tells about itself: the log, and what it counts.
+//!
+//! | file | owns |
+//! |---|---|
+//! | [`log`] | lines for people and machines |
+//! | [`event`] | what happened that an operator should know |
+//! | [`histogram`], [`requests`] | latencies and counts of each volume |
+//! | [`stages`] | where the time of a request goes |
 
+pub mod event;
+pub mod histogram;
 pub mod log;
+pub mod requests;
+pub mod stages;

@@ -6,6 +6,7 @@ use super::read::Lease;
 use crate::device::Durability;
 use crate::format::location::Address;
 use crate::format::unit::UNIT_BYTES;
+use crate::observe::event;
 
 impl Pool {
     /// Rebuilds the unit that holds `address` from intact units and writes it in place.
@@ -17,7 +18,13 @@ impl Pool {
         let unit = match self.rebuild_unit(lease, address.strip, row).await {
             Ok(unit) => unit,
             Err(error) => {
-                tracing::warn!(error = error.chain(), "damaged unit left as it is");
+                let message = format_args!(
+                    "segment {}, strip {}, row {row}: {}",
+                    lease.segment.0,
+                    address.strip,
+                    error.chain()
+                );
+                event::raise(event::DAMAGE_LEFT, "pod", message);
                 return;
             }
         };
@@ -25,7 +32,8 @@ impl Pool {
         let offset = offset + row * UNIT_BYTES as u64;
         if member.write(offset, unit.freeze(), Durability::Durable).await.is_ok() {
             Counters::add(&member.counters.healed);
-            tracing::info!(device = member.name(), segment = lease.segment.0, row, "unit healed");
+            let message = format_args!("segment {}, row {row} was rebuilt", lease.segment.0);
+            event::raise(event::DAMAGE_HEALED, member.name(), message);
         }
     }
 }

@@ -20,6 +20,8 @@ use crate::env::timeout;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::observe::event;
+use crate::observe::histogram::Histogram;
 
 /// An I/O that takes longer than this takes its device out of service (arbitrary: well above any
 /// cloud disk's worst latency, below the patience of a database).
@@ -55,6 +57,10 @@ pub struct Counters {
     pub checksum_errors: AtomicU64,
     /// Units rebuilt and written back.
     pub healed: AtomicU64,
+    /// Of reads completed.
+    pub read_latency: Histogram,
+    /// Of writes and flushes completed, tries that failed included.
+    pub write_latency: Histogram,
 }
 
 impl Counters {
@@ -182,12 +188,12 @@ impl Member {
 
     fn leave_service(&self, health: Health) {
         if self.in_service.swap(false, Ordering::AcqRel) {
-            tracing::error!(
-                device = self.name(),
-                index = self.index,
-                ?health,
-                "device out of service"
-            );
+            let why = match &health {
+                Health::InService | Health::Missing => "",
+                Health::Failed(reason) | Health::Hung(reason) => reason,
+            };
+            let message = format_args!("device {} is out of service: {why}", self.index);
+            event::raise(event::DEVICE_OUT_OF_SERVICE, self.name(), message);
             *self.health.lock() = health;
         }
     }
@@ -207,7 +213,9 @@ impl Member {
             Ok(_) => {
                 Counters::add(&self.counters.reads);
                 self.reads_failed_in_a_row.store(0, Ordering::Relaxed);
-                self.note_read_latency(self.env.now().saturating_sub(started));
+                let latency = self.env.now().saturating_sub(started);
+                self.counters.read_latency.record(latency);
+                self.note_read_latency(latency);
             }
             Err(error) => self.note_read_error(error),
         }
@@ -240,6 +248,7 @@ impl Member {
     /// Those of [`crate::device::Device`]. Unless it is `DeviceFull`, the device is out of service.
     pub async fn write(&self, offset: u64, data: Bytes, durability: Durability) -> Result<()> {
         let device = self.usable("write device")?;
+        let started = self.env.now();
         let mut result = Ok(());
         for _attempt in 0..2 {
             result = timeout(&self.env, IO_TIMEOUT, device.write(offset, data.clone(), durability))
@@ -250,7 +259,7 @@ impl Member {
                 Ok(()) | Err(_) => break,
             }
         }
-        self.note_write(result)
+        self.note_write(result, started)
     }
 
     /// Makes completed writes durable.
@@ -259,20 +268,24 @@ impl Member {
     /// Those of [`crate::device::Device`]; the device is then out of service.
     pub async fn flush(&self) -> Result<()> {
         let device = self.usable("flush device")?;
+        let started = self.env.now();
         let result = timeout(&self.env, IO_TIMEOUT, device.flush())
             .await
             .unwrap_or_else(|| Err(self.hung("flush")));
-        self.note_write(result)
+        self.note_write(result, started)
     }
 
-    fn note_write(&self, result: Result<()>) -> Result<()> {
+    fn note_write(&self, result: Result<()>, started: Duration) -> Result<()> {
         match &result {
-            Ok(()) => Counters::add(&self.counters.writes),
+            Ok(()) => {
+                Counters::add(&self.counters.writes);
+                self.counters.write_latency.record(self.env.now().saturating_sub(started));
+            }
             Err(error) if error.kind() == ErrorKind::DeviceFull => {
                 Counters::add(&self.counters.write_errors);
                 self.was_full.store(true, Ordering::Release);
                 if !self.full.swap(true, Ordering::AcqRel) {
-                    tracing::warn!(device = self.name(), error = error.chain(), "device full");
+                    event::raise(event::DEVICE_FULL, self.name(), error.chain());
                 }
             }
             Err(error) => {

@@ -21,6 +21,7 @@ use crate::error::Result;
 use crate::format::location::Address;
 use crate::format::location::Location;
 use crate::format::table::Place;
+use crate::observe::event;
 use crate::units::IO_ALIGN;
 use crate::units::SECTOR_BYTES;
 use crate::units::SegmentId;
@@ -188,13 +189,11 @@ impl Pool {
     fn note_damage(&self, lease: &Lease<'_>, address: Address) {
         let Some((member, _)) = self.strip_member(lease, address.strip) else { return };
         Counters::add(&member.counters.checksum_errors);
-        tracing::warn!(
-            device = member.name(),
-            segment = address.segment.0,
-            strip = address.strip,
-            byte = address.byte,
-            "damaged record found; rebuilding it from the other strips"
+        let message = format_args!(
+            "a record is damaged, in segment {}, strip {}, byte {}",
+            address.segment.0, address.strip, address.byte
         );
+        event::raise(event::DAMAGE_FOUND, member.name(), message);
     }
 }
 

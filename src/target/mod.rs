@@ -1,9 +1,11 @@
 //! Protocols we serve. Each is a module of its own and knows no other, and no storage word:
 //! what a target sees of storage is [`crate::volume::Volume`]. They share [`stream`],
-//! [`gather`] and [`handshakes`].
+//! [`gather`], [`handshakes`], [`connections`] and [`timing`].
 
+pub mod connections;
 pub mod gather;
 pub mod handshakes;
 pub mod nbd;
 pub mod nvmf;
 pub mod stream;
+pub mod timing;

@@ -63,6 +63,17 @@ pub enum Socket {
 }
 
 impl Socket {
+    /// The other end, for people: `127.0.0.1:50122`, or `unix`.
+    #[must_use]
+    pub fn peer(&self) -> String {
+        match self {
+            Self::Tcp(stream) => {
+                stream.peer_addr().map_or_else(|_| "unknown".to_owned(), |peer| peer.to_string())
+            }
+            Self::Unix(_) => "unix".to_owned(),
+        }
+    }
+
     /// A receive that got less than it asked for has emptied the socket: more is announced by
     /// epoll (edge-triggered; see epoll(7)). Says so to tokio, which saves asking in vain.
     fn note_drained(&self) {

@@ -30,6 +30,7 @@ use crate::env::LocalBoxFuture;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::observe::requests::Requests;
 use crate::units::BLOCK_BYTES;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::bytes_u64;
@@ -67,6 +68,7 @@ pub struct MemoryVolume {
 struct State {
     /// The NQN of the only host it is served to, if not to all.
     only_host: Mutex<Option<String>>,
+    requests: Arc<Requests>,
     closed: AtomicBool,
     /// If set, `try_read` always asks for the slow path.
     misses: AtomicBool,
@@ -100,6 +102,7 @@ impl MemoryVolume {
             kept: BTreeMap::new(),
         };
         let state = State {
+            requests: Arc::default(),
             only_host: Mutex::new(None),
             closed: AtomicBool::new(false),
             misses: AtomicBool::new(false),
@@ -254,6 +257,10 @@ impl Volume for MemoryVolume {
 
     fn for_host(self: Arc<Self>, host: Uuid) -> VolumeRef {
         Arc::new(Self { host: Some(host), ..Self::clone(&self) })
+    }
+
+    fn requests(&self) -> &Arc<Requests> {
+        &self.state.requests
     }
 
     fn reservations(&self) -> Arc<Reservations> {

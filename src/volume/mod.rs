@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::env::LocalBoxFuture;
 use crate::error::Result;
+use crate::observe::requests::Requests;
 
 pub mod memory;
 pub mod pod;
@@ -113,6 +114,9 @@ pub trait Volume: Send + Sync {
     fn atomic_write_bytes(&self) -> u32;
     /// Set once the volume was deleted or the node stops: targets then end their sessions.
     fn closed(&self) -> bool;
+
+    /// Where targets count what hosts did with it.
+    fn requests(&self) -> &Arc<Requests>;
 
     /// The same volume as this host uses it: what reservations forbid the host is refused. The
     /// volume of a directory is that of a user no reservation knows.

@@ -11,6 +11,8 @@ use std::sync::atomic::Ordering;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 use uuid::Uuid;
+use weft_api::Histogram;
+use weft_api::VolumeStats;
 
 use super::Volume;
 use super::VolumeDirectory;
@@ -442,6 +444,34 @@ impl Pod {
     #[must_use]
     pub fn volumes(&self) -> Vec<VolumeInfo> {
         self.volumes.read().values().map(|volume| volume.info()).collect()
+    }
+
+    /// What hosts did with each volume, in order of name.
+    #[must_use]
+    pub fn volume_stats(&self) -> Vec<VolumeStats> {
+        let volumes = self.volumes.read();
+        let stats = volumes.values().map(|volume| {
+            let info = volume.info();
+            VolumeStats {
+                id: info.id,
+                name: info.name,
+                size_bytes: info.size_bytes,
+                allocated_bytes: info.allocated_bytes,
+                operations: volume.requests().snapshot(),
+            }
+        });
+        stats.collect()
+    }
+
+    /// How long each device takes for reads and for writes, in order of index.
+    #[must_use]
+    pub fn device_latencies(&self) -> Vec<(Histogram, Histogram)> {
+        let members = self.engine.pool.members.iter();
+        let latencies = members.map(|member| {
+            let counters = &member.counters;
+            (counters.read_latency.snapshot(), counters.write_latency.snapshot())
+        });
+        latencies.collect()
     }
 
     /// The pod as it is now.

@@ -18,6 +18,7 @@ use bytes::BytesMut;
 use parking_lot::RwLock;
 use tokio::sync::oneshot;
 use uuid::Uuid;
+use weft_api::Stage;
 
 use super::Extent;
 use super::Piece;
@@ -43,6 +44,8 @@ use crate::env::LocalBoxFuture;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::observe::requests::Requests;
+use crate::observe::stages::timed;
 use crate::units::BLOCK_BYTES;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::Lba;
@@ -76,6 +79,7 @@ struct Shared {
     reservations: CurrentReservations,
     /// Held from the look at the reservations until others are in force.
     reserving: tokio::sync::Mutex<()>,
+    requests: Arc<Requests>,
 }
 
 /// A byte range as whole blocks.
@@ -118,6 +122,7 @@ impl PodVolume {
             closed: AtomicBool::new(false),
             reservations: CurrentReservations::new(reservations.unwrap_or_default()),
             reserving: tokio::sync::Mutex::default(),
+            requests: Arc::default(),
         };
         Self { engine, layer, ranges: Arc::default(), shared: Arc::new(shared), host: None }
     }
@@ -187,7 +192,8 @@ impl PodVolume {
 
     /// Takes a range for a change of its content, which reservations must allow: see the module.
     async fn hold(&self, span: &BlockSpan, op: &'static str) -> Result<Arc<RangeGuard>> {
-        let hold = self.ranges.acquire(span.range()).await;
+        let hold = self.ranges.acquire(span.range());
+        let hold = timed(&self.engine.env, Stage::Lock, hold).await;
         self.shared.reservations.check(self.host, Access::Write, op)?;
         Ok(Arc::new(hold))
     }
@@ -373,6 +379,10 @@ impl Volume for PodVolume {
 
     fn closed(&self) -> bool {
         self.shared.closed.load(Ordering::Acquire)
+    }
+
+    fn requests(&self) -> &Arc<Requests> {
+        &self.shared.requests
     }
 
     fn for_host(self: Arc<Self>, host: Uuid) -> VolumeRef {

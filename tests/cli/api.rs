@@ -11,7 +11,7 @@ use crate::support::PATIENCE;
 use crate::support::Scratch;
 
 /// Sends a request and returns the answer's status line and headers, and its body.
-fn request(node: &Node, line: &str, body: &str) -> (String, String) {
+pub fn request(node: &Node, line: &str, body: &str) -> (String, String) {
     let mut stream = UnixStream::connect(node.data.join("weft.sock")).expect("listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("set");
     let length = body.len();

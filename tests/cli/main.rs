@@ -4,6 +4,7 @@
 //! of loopback, stops what it started by process id, and removes its directory.
 
 mod api;
+mod observe;
 mod start;
 mod stop;
 mod support;

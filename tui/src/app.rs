@@ -142,7 +142,7 @@ pub enum Action {
 pub struct App {
     /// What was recorded.
     pub history: History,
-    /// Volumes, for their sizes, in order of name.
+    /// How volumes are set up.
     pub volumes: Vec<Volume>,
     /// The node, once it was asked.
     pub node: Option<NodeStatus>,
@@ -219,11 +219,14 @@ impl App {
     /// Takes a reading of the node.
     pub fn sample(&mut self, sample: Sample, now_ms: u64) {
         self.history.push(sample.stats, sample.connections);
-        self.events.extend(sample.events);
+        for event in sample.events {
+            // One that happened again comes with a higher count: it takes the place of the other.
+            self.events.retain(|other| tables::events::key(other) != tables::events::key(&event));
+            self.events.push_back(event);
+        }
         let surplus = self.events.len().saturating_sub(EVENTS_MAX);
         self.events.drain(..surplus);
-        if let Some(mut volumes) = sample.volumes {
-            volumes.sort_by(|one, other| one.name.cmp(&other.name));
+        if let Some(volumes) = sample.volumes {
             self.volumes = volumes;
         }
         if sample.node.is_some() {

@@ -10,7 +10,7 @@ use weft_api::Stats;
 
 use crate::model::Sample;
 
-/// Sizes of volumes are asked for with one in this many samples: they change seldom.
+/// How volumes are set up is asked for with one in this many samples: it changes seldom.
 const VOLUMES_EVERY: u64 = 5;
 
 /// Gives one sample after the other.

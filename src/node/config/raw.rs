@@ -26,6 +26,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) api: Api,
     #[serde(default)]
+    pub(super) metrics: Metrics,
+    #[serde(default)]
     pub(super) log: Log,
 }
 
@@ -104,6 +106,12 @@ pub(super) struct Tls {
 #[serde(deny_unknown_fields)]
 pub(super) struct Api {
     pub(super) socket: Given<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Metrics {
+    pub(super) listen: Given<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -27,6 +27,7 @@ use std::task::ready;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
 
 use crate::target::nbd::framing::Event;
 use crate::target::nbd::framing::Framing;
@@ -118,6 +119,12 @@ impl<S: ByteStream> Connection<S> {
             limits,
             input_ended: false,
         }
+    }
+
+    /// Requests taken and not yet answered.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
     }
 
     /// The session, for its counters.
@@ -264,13 +271,28 @@ impl<S: ByteStream> Connection<S> {
                 Ok(())
             }
             Ok(0) => Err(End::Broken("connection closed within a request")),
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.session.timing().received(Instant::now());
+                Ok(())
+            }
             Err(error) => Err(End::Io(error)),
         })
     }
 
     /// Sends as much as the stream takes; true if anything left.
     fn send(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if !self.session.timing().pending() {
+            return self.send_all(cx);
+        }
+        let ready = Instant::now();
+        let moved = self.send_all(cx)?;
+        if self.out.is_empty() && !self.unflushed {
+            self.session.timing().sent(ready, Instant::now());
+        }
+        Ok(moved)
+    }
+
+    fn send_all(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut moved = false;
         while !self.out.is_empty() {
             match self.stream.poll_send(cx, &self.out.slices()) {

@@ -15,7 +15,6 @@
 //! Protocol: NetworkBlockDevice/nbd `doc/proto.md` of 2026-05, fixed newstyle, with the
 //! EXTENDED_HEADERS branch. What of it is met, by which test: `docs/spec/nbd.toml`.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::future::poll_fn;
 use std::io;
@@ -24,18 +23,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use weft_api::FrontEnd;
 
+use crate::observe::event;
+use crate::target::connections::Connections;
+use crate::target::connections::Counts;
+use crate::target::connections::Identity;
+use crate::target::connections::Tracked;
 use crate::target::handshakes::Handshakes;
 use crate::target::handshakes::Slot;
 use crate::target::nbd::connection::Connection;
 use crate::target::nbd::connection::End;
 use crate::target::nbd::connection::Limits;
-use crate::target::nbd::counters::ExportCounters;
 use crate::target::nbd::counters::Open;
 use crate::target::nbd::counters::TargetCounters;
 use crate::target::nbd::framing::Framing;
@@ -124,8 +127,7 @@ pub struct NbdTarget {
     directory: Arc<dyn VolumeDirectory>,
     options: NbdOptions,
     counters: TargetCounters,
-    /// By export name, the canonical one. Grows with names served, never shrinks.
-    exports: Mutex<BTreeMap<String, Arc<ExportCounters>>>,
+    connections: Connections,
     handshakes: Arc<Handshakes>,
     signal: watch::Sender<Signal>,
 }
@@ -146,7 +148,7 @@ impl NbdTarget {
             handshakes: Handshakes::new(options.handshakes_max),
             options,
             counters: TargetCounters::default(),
-            exports: Mutex::default(),
+            connections: Connections::default(),
             signal: watch::Sender::default(),
         }
     }
@@ -157,11 +159,10 @@ impl NbdTarget {
         &self.counters
     }
 
-    /// Counters of every export that was ever connected to, by name.
+    /// Its connections.
     #[must_use]
-    pub fn exports(&self) -> Vec<(String, Arc<ExportCounters>)> {
-        let exports = self.exports.lock();
-        exports.iter().map(|(name, counters)| (name.clone(), Arc::clone(counters))).collect()
+    pub fn connections(&self) -> &Connections {
+        &self.connections
     }
 
     /// Ends sessions of volumes that are closed by now, or not for NBD any more. Call it after
@@ -189,8 +190,12 @@ impl NbdTarget {
         let _open = Open::new(&self.counters.connections_open);
         self.counters.connections_total.fetch_add(1, Ordering::Relaxed);
         let open_now = self.counters.connections_open.load(Ordering::Relaxed);
-        if signal.borrow().stopping || bytes_usize(open_now) > self.options.connections_max {
+        if signal.borrow().stopping {
+            return;
+        }
+        if bytes_usize(open_now) > self.options.connections_max {
             self.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
+            event::raise(event::CONNECTIONS_REFUSED, "nbd", "too many are open");
             return;
         }
         self.serve_socket(socket.into(), signal).await;
@@ -198,6 +203,7 @@ impl NbdTarget {
 
     /// The life of a connection: handshake, perhaps TLS and the handshake again, transmission.
     async fn serve_socket(&self, mut socket: Socket, signal: watch::Receiver<Signal>) {
+        let tracked = self.connections.track(FrontEnd::Nbd, socket.peer());
         let mut haggling = Haggling {
             slot: self.handshakes.begin(),
             deadline: time::Instant::now() + self.options.handshake_timeout,
@@ -213,11 +219,11 @@ impl NbdTarget {
         );
         match haggling.run(&mut socket, &mut handshake).await {
             Ok(Haggled::Agreed(negotiated)) => {
-                self.transmit(socket, haggling, negotiated).await;
+                self.transmit(socket, haggling, negotiated, &tracked).await;
             }
             Ok(Haggled::StartTls) => match self.secure(socket, handshake, &mut haggling).await {
                 Ok(Some((stream, negotiated))) => {
-                    self.transmit(stream, haggling, negotiated).await;
+                    self.transmit(stream, haggling, negotiated, &tracked).await;
                 }
                 Ok(None) => {}
                 Err(reason) => self.handshake_failed(&reason),
@@ -259,13 +265,17 @@ impl NbdTarget {
     }
 
     /// The transmission phase, to its end.
-    async fn transmit<S: ByteStream>(&self, stream: S, haggled: Haggling, agreed: Negotiated) {
+    async fn transmit<S: ByteStream>(
+        &self,
+        stream: S,
+        haggled: Haggling,
+        agreed: Negotiated,
+        tracked: &Tracked<'_>,
+    ) {
         let Haggling { slot, mut signal, received, .. } = haggled;
         drop(slot);
         let export = agreed.volume.name();
-        let counters = Arc::clone(self.exports.lock().entry(export.clone()).or_default());
-        counters.connections_total.fetch_add(1, Ordering::Relaxed);
-        let _open = Open::new(&counters.connections_open);
+        tracked.identify(Identity { volume: Some(export.clone()), ..Identity::default() });
         tracing::debug!(export, dialect = ?agreed.dialect, "NBD session begins");
 
         let limits =
@@ -273,7 +283,7 @@ impl NbdTarget {
         let framing = Framing::new(agreed.dialect);
         let session = Session::new(agreed);
         let mut connection = Connection::new(stream, received, framing, session, limits);
-        let end = self.until_end(&mut connection, &mut signal, &counters).await;
+        let end = self.until_end(&mut connection, &mut signal, tracked.counts()).await;
         match end {
             End::Clean => {
                 // A client that does not wait for the goodbye loses nothing.
@@ -291,7 +301,7 @@ impl NbdTarget {
         &self,
         connection: &mut Connection<S>,
         signal: &mut watch::Receiver<Signal>,
-        counters: &ExportCounters,
+        counts: &Counts,
     ) -> End {
         let mut deadline = None;
         loop {
@@ -305,7 +315,7 @@ impl NbdTarget {
                 biased;
                 end = poll_fn(|cx| {
                     let served = connection.poll_serve(cx);
-                    counters.add(connection.session().take_tally());
+                    counts.report(connection.session().take_tally(), connection.in_flight());
                     served
                 }) => return end,
                 // The sender lives in `self`, so this ends by a change only.

@@ -19,12 +19,15 @@ use std::task::Poll;
 use std::task::ready;
 
 use bytes::Bytes;
+use tokio::time::Instant;
+use weft_api::FrontEnd;
+use weft_api::Operation;
 
 use crate::env::LocalBoxFuture;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
-use crate::target::nbd::counters::Tally;
+use crate::target::connections::Tally;
 use crate::target::nbd::handshake::Negotiated;
 use crate::target::nbd::options::BASE_ALLOCATION_ID;
 use crate::target::nbd::outbox::Outbox;
@@ -36,6 +39,8 @@ use crate::target::nbd::wire::PAYLOAD_BYTES_MAX;
 use crate::target::nbd::wire::Request;
 use crate::target::nbd::wire::StatusPayload;
 use crate::target::nbd::wire::Tag;
+use crate::target::timing::Begun;
+use crate::target::timing::Timing;
 use crate::units::bytes_u64;
 use crate::volume::Extent;
 use crate::volume::Piece;
@@ -58,6 +63,7 @@ pub struct Session {
     pieces: Vec<Piece>,
     /// Counted since the last [`Session::take_tally`].
     tally: Tally,
+    timing: Timing,
 }
 
 impl Session {
@@ -71,6 +77,7 @@ impl Session {
             ending: false,
             pieces: Vec::new(),
             tally: Tally::default(),
+            timing: Timing::new(FrontEnd::Nbd, Instant::now()),
         }
     }
 
@@ -96,6 +103,11 @@ impl Session {
         std::mem::take(&mut self.tally)
     }
 
+    /// How long requests take.
+    pub fn timing(&mut self) -> &mut Timing {
+        &mut self.timing
+    }
+
     /// Replies to a request that was malformed.
     pub fn refuse(&mut self, tag: Tag, reason: &str, out: &mut Outbox) {
         self.tally.requests += 1;
@@ -113,6 +125,7 @@ impl Session {
     ) -> Option<InFlight> {
         self.tally.requests += 1;
         if let Err((error, reason)) = self.check(&mut request, &payload) {
+            self.timing.failed(self.volume.requests(), operation(request.command));
             self.fail(request.tag, error, reason, out);
             return None;
         }
@@ -142,13 +155,25 @@ impl Session {
             }
             Command::Disconnect => unreachable!("the connection ends on DISC"),
         };
-        Some(InFlight { request, cost_bytes, work })
+        Some(self.begin(request, cost_bytes, work))
+    }
+
+    fn begin(&self, request: Request, cost_bytes: u64, work: Work) -> InFlight {
+        let requests = Arc::clone(self.volume.requests());
+        let operation = operation(request.command);
+        let arrival = self.timing.arrival();
+        let begun = Begun::new(requests, operation, request.length, arrival, Instant::now());
+        InFlight { request, cost_bytes, work, begun }
     }
 
     /// Replies with what a finished request brought.
     pub fn complete(&mut self, completed: Completed, out: &mut Outbox) {
-        let request = completed.request;
-        match completed.outcome {
+        let Completed { request, outcome, begun, .. } = completed;
+        match outcome {
+            Ok(_) => self.timing.finished(begun, Instant::now()),
+            Err(_) => self.timing.failed(self.volume.requests(), operation(request.command)),
+        }
+        match outcome {
             Ok(Outcome::Done) => {
                 if request.command == Command::Write {
                     self.tally.bytes_written += request.length;
@@ -238,15 +263,19 @@ impl Session {
         }
         let mut pieces = std::mem::take(&mut self.pieces);
         match self.volume.try_read(request.tag.offset, bytes, &mut pieces) {
-            Ok(true) => self.reply_read(request, &mut pieces, out),
+            Ok(true) => {
+                self.timing.answered(self.volume.requests(), Operation::Read, request.length);
+                self.reply_read(request, &mut pieces, out);
+            }
             Ok(false) => {
                 let read = Arc::clone(&self.volume).read(request.tag.offset, bytes);
                 self.pieces = pieces;
                 let cost_bytes = u64::from(bytes);
-                return Some(InFlight { request, cost_bytes, work: Work::Read(read) });
+                return Some(self.begin(request, cost_bytes, Work::Read(read)));
             }
             Err(error) => {
                 pieces.clear();
+                self.timing.failed(self.volume.requests(), Operation::Read);
                 self.fail_with(request, &error, out);
             }
         }
@@ -279,11 +308,32 @@ impl Session {
     }
 }
 
+/// As what a request is counted.
+fn operation(command: Command) -> Operation {
+    match command {
+        Command::Read => Operation::Read,
+        Command::Write => Operation::Write,
+        Command::Trim | Command::WriteZeroes => Operation::Zero,
+        Command::Flush => Operation::Flush,
+        Command::Cache | Command::BlockStatus | Command::Disconnect => Operation::Other,
+    }
+}
+
 /// What the volume is doing for a request.
 enum Work {
     Read(LocalBoxFuture<Result<Vec<Piece>>>),
     Plain(LocalBoxFuture<Result<()>>),
     Status(LocalBoxFuture<Result<Vec<Extent>>>),
+}
+
+impl Work {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome>> {
+        Poll::Ready(match self {
+            Self::Read(read) => ready!(read.as_mut().poll(cx)).map(Outcome::Pieces),
+            Self::Plain(work) => ready!(work.as_mut().poll(cx)).map(|()| Outcome::Done),
+            Self::Status(status) => ready!(status.as_mut().poll(cx)).map(Outcome::Extents),
+        })
+    }
 }
 
 enum Outcome {
@@ -301,6 +351,7 @@ pub struct InFlight {
     /// Memory it may hold, in bytes: its payload or its reply.
     cost_bytes: u64,
     work: Work,
+    begun: Begun,
 }
 
 /// A finished request, to be replied to.
@@ -308,6 +359,7 @@ pub struct Completed {
     request: Request,
     cost_bytes: u64,
     outcome: Result<Outcome>,
+    begun: Begun,
 }
 
 impl InFlight {
@@ -329,13 +381,11 @@ impl Completed {
 impl Future for InFlight {
     type Output = Completed;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completed> {
-        let outcome = match &mut self.work {
-            Work::Read(read) => ready!(read.as_mut().poll(cx)).map(Outcome::Pieces),
-            Work::Plain(work) => ready!(work.as_mut().poll(cx)).map(|()| Outcome::Done),
-            Work::Status(status) => ready!(status.as_mut().poll(cx)).map(Outcome::Extents),
-        };
-        Poll::Ready(Completed { request: self.request, cost_bytes: self.cost_bytes, outcome })
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completed> {
+        let Self { request, cost_bytes, work, begun } = self.get_mut();
+        let outcome = ready!(begun.stages.during(|| work.poll(cx)));
+        let (request, cost_bytes) = (*request, *cost_bytes);
+        Poll::Ready(Completed { request, cost_bytes, outcome, begun: begun.clone() })
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::observe::event;
 use crate::target::nvmf::controller::ADMIN_QUEUE_ENTRIES_MAX;
 use crate::target::nvmf::controller::Controller;
 use crate::target::nvmf::controller::IO_QUEUE_ENTRIES_MAX;
@@ -80,7 +81,8 @@ pub fn connect(
     };
     // The discovery log is for all; it names the subsystem only to hosts that are let in.
     if kind == Kind::Io && !subsystem.admits(data.host_nqn, from) {
-        tracing::info!(host = data.host_nqn, %from, "NVMe host is not let in: `weft host add` adds it");
+        let message = format_args!("it may not connect from {from}");
+        event::raise(event::HOST_REFUSED, data.host_nqn, message);
         let (status, result) = (Status::CONNECT_INVALID_HOST, in_data(DATA_HOST_NQN).result);
         return Err(Refused { status, result });
     }

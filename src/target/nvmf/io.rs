@@ -13,6 +13,7 @@ use std::task::Poll;
 use std::task::ready;
 
 use bytes::Bytes;
+use weft_api::Operation;
 
 use crate::env::LocalBoxFuture;
 use crate::error::Result as VolumeResult;
@@ -97,6 +98,31 @@ pub fn transfer(namespaces: &Namespaces, sqe: &Sqe) -> Result<Transfer, Status> 
     }
 }
 
+/// As what a command is counted.
+#[must_use]
+pub fn operation(code: u8) -> Operation {
+    match code {
+        opcode::READ | opcode::COMPARE | opcode::VERIFY => Operation::Read,
+        opcode::WRITE => Operation::Write,
+        opcode::WRITE_ZEROES | opcode::DATASET_MANAGEMENT => Operation::Zero,
+        opcode::FLUSH => Operation::Flush,
+        _ => Operation::Other,
+    }
+}
+
+/// Bytes a command is about, as far as it names them itself: of Dataset Management, none.
+#[must_use]
+pub fn counted_bytes(namespaces: &Namespaces, sqe: &Sqe) -> u64 {
+    match operation(sqe.opcode()) {
+        Operation::Flush | Operation::Other | Operation::Unknown => 0,
+        Operation::Zero if sqe.opcode() == opcode::DATASET_MANAGEMENT => 0,
+        Operation::Read | Operation::Write | Operation::Zero => {
+            let span = find(namespaces, sqe).and_then(|namespace| span(namespace, sqe));
+            span.map_or(0, |span| span.bytes)
+        }
+    }
+}
+
 /// The namespace a command names.
 pub fn find<'a>(namespaces: &'a Namespaces, sqe: &Sqe) -> Result<&'a Namespace, Status> {
     namespaces.find(sqe.nsid()).ok_or(Status::INVALID_NAMESPACE)
@@ -136,7 +162,7 @@ fn range(namespace: &Namespace, first: u64, blocks: u64) -> Result<Span, Status>
 }
 
 /// What executing a command came to at once.
-pub enum Begun {
+pub enum Start {
     /// The read's data was in RAM; it is in `pieces`.
     Pieces,
     /// Nothing was left to do.
@@ -152,14 +178,14 @@ pub fn execute(
     sqe: &Sqe,
     data: Bytes,
     pieces: &mut Vec<Piece>,
-) -> Result<Begun, Status> {
+) -> Result<Start, Status> {
     if sqe.opcode() == opcode::FLUSH && sqe.nsid() == NSID_ALL {
         // Whatever was acknowledged is durable, in every namespace.
-        return Ok(Begun::Done);
+        return Ok(Start::Done);
     }
     let namespace = find(namespaces, sqe)?;
     let volume = Arc::clone(&namespace.volume);
-    Ok(Begun::Work(match sqe.opcode() {
+    Ok(Start::Work(match sqe.opcode() {
         opcode::READ => return read(namespace, sqe, pieces),
         opcode::WRITE => Work::Write(volume.write(span(namespace, sqe)?.offset, data)),
         opcode::COMPARE => {
@@ -178,7 +204,7 @@ pub fn execute(
             // The other attributes are hints, of which we make no use: nothing but what forbids a
             // change is looked at.
             if sqe.u32(44) & DEALLOCATE == 0 {
-                return Ok(Begun::Work(Work::Write(volume.flush())));
+                return Ok(Start::Work(Work::Write(volume.flush())));
             }
             let spans = ranges(namespace, usize::from(sqe.u8(40)) + 1, &data)?;
             Work::Write(deallocate(volume, spans))
@@ -198,14 +224,14 @@ pub fn compare_and_write(namespaces: &Namespaces, both: Both) -> Result<Work, St
     Ok(Work::CompareAndWrite(volume.compare_and_write(offset, both.expected, both.data)))
 }
 
-fn read(namespace: &Namespace, sqe: &Sqe, pieces: &mut Vec<Piece>) -> Result<Begun, Status> {
+fn read(namespace: &Namespace, sqe: &Sqe, pieces: &mut Vec<Piece>) -> Result<Start, Status> {
     let span = span(namespace, sqe)?;
     let bytes = u32::try_from(span.bytes).map_err(|_| Status::INVALID_FIELD)?;
     match namespace.volume.try_read(span.offset, bytes, pieces) {
-        Ok(true) => Ok(Begun::Pieces),
+        Ok(true) => Ok(Start::Pieces),
         Ok(false) => {
             let read = Arc::clone(&namespace.volume).read(span.offset, bytes);
-            Ok(Begun::Work(Work::Read(read)))
+            Ok(Start::Work(Work::Read(read)))
         }
         Err(error) => {
             pieces.clear();

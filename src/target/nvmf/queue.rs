@@ -18,7 +18,10 @@ use std::task::ready;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::Instant;
+use weft_api::FrontEnd;
 
+use crate::target::connections;
 use crate::target::nvmf::admin;
 use crate::target::nvmf::admin::Admin;
 use crate::target::nvmf::admin::Answer;
@@ -29,8 +32,8 @@ use crate::target::nvmf::controller::Kind;
 use crate::target::nvmf::fused::Both;
 use crate::target::nvmf::fused::Fused;
 use crate::target::nvmf::io;
-use crate::target::nvmf::io::Begun;
 use crate::target::nvmf::io::Outcome;
+use crate::target::nvmf::io::Start;
 use crate::target::nvmf::io::Work;
 use crate::target::nvmf::reservation;
 use crate::target::nvmf::status::Status;
@@ -43,6 +46,8 @@ use crate::target::nvmf::wire::Sgl;
 use crate::target::nvmf::wire::Sqe;
 use crate::target::nvmf::wire::fabrics_type;
 use crate::target::nvmf::wire::opcode;
+use crate::target::timing::Begun;
+use crate::target::timing::Timing;
 use crate::units::bytes_u64;
 use crate::volume::Piece;
 
@@ -87,6 +92,7 @@ pub struct Queue {
     /// Reused by every read.
     pieces: Vec<Piece>,
     tally: Tally,
+    timing: Timing,
 }
 
 /// What the queue is for.
@@ -126,7 +132,19 @@ impl Queue {
             fused: Fused::default(),
             pieces: Vec::new(),
             tally: Tally::default(),
+            timing: Timing::new(FrontEnd::NvmeTcp, Instant::now()),
         }
+    }
+
+    /// How long commands take.
+    pub fn timing(&mut self) -> &mut Timing {
+        &mut self.timing
+    }
+
+    /// Its number; 0 is the admin queue.
+    #[must_use]
+    pub fn id(&self) -> u16 {
+        self.id
     }
 
     /// Its controller, once connected.
@@ -234,11 +252,12 @@ impl Queue {
 
     /// Executes a command: completes it at once, or returns the work that will lead there.
     ///
-    /// `data` is what [`Queue::transfer`] said comes from the host.
+    /// `data` is what [`Queue::transfer`] said comes from the host; all of it was there at `arrival`.
     pub fn execute(
         &mut self,
         sqe: &Sqe,
         data: Bytes,
+        arrival: Instant,
         out: &mut impl Responder,
     ) -> Option<InFlight> {
         self.tally.commands += 1;
@@ -261,23 +280,32 @@ impl Queue {
             }
             Role::Io(_) if !self.fused.is_empty() => {
                 let begun = match sqe.fuse() {
-                    0 => self.begin_io(sqe, data, out),
-                    _ => self.fused.arrive(sqe, data).and_then(|both| self.begin_fused(both, out)),
+                    0 => self.begin_io(sqe, data, arrival, out),
+                    _ => {
+                        let both = self.fused.arrive(sqe, data);
+                        both.and_then(|both| self.begin_fused(both, arrival, out))
+                    }
                 };
                 self.fail_halves(out);
                 begun
             }
-            Role::Io(_) => self.begin_io(sqe, data, out),
+            Role::Io(_) => self.begin_io(sqe, data, arrival, out),
         }
     }
 
-    fn begin_fused(&mut self, both: Both, out: &mut impl Responder) -> Option<InFlight> {
+    fn begin_fused(
+        &mut self,
+        both: Both,
+        arrival: Instant,
+        out: &mut impl Responder,
+    ) -> Option<InFlight> {
+        let begun = begun(&self.namespaces, &both.second, arrival);
         let (first, cid) = (both.first.cid(), both.second.cid());
         let bytes_written = bytes_u64(both.data.len());
         self.tally.reads += 1;
         self.tally.writes += 1;
         match io::compare_and_write(&self.namespaces, both) {
-            Ok(work) => Some(InFlight { cid, fused_with: Some(first), bytes_written, work }),
+            Ok(work) => Some(InFlight { cid, fused_with: Some(first), bytes_written, work, begun }),
             Err(status) => {
                 self.fail(first, status, out);
                 self.fail(cid, Status::FUSED_FAILED, out);
@@ -288,7 +316,15 @@ impl Queue {
 
     /// Completes what a finished command came to.
     pub fn complete(&mut self, completed: Completed, out: &mut impl Responder) {
-        let Completed { cid, fused_with, bytes_written, outcome } = completed;
+        let Completed { cid, fused_with, bytes_written, outcome, begun } = completed;
+        match (begun, &outcome) {
+            (Some(begun), Ok(_)) => self.timing.finished(begun, Instant::now()),
+            (Some(begun), Err(_)) => {
+                let (requests, operation) = begun.kind();
+                self.timing.failed(requests, operation);
+            }
+            (None, _) => {}
+        }
         if let Some(first) = fused_with {
             match outcome {
                 Ok(Outcome::Differs) => self.fail(first, Status::COMPARE_FAILURE, out),
@@ -321,9 +357,9 @@ impl Queue {
     }
 
     /// Reports what was counted since the last call, and that the host is alive.
-    pub fn report(&mut self) {
+    pub fn report(&mut self) -> connections::Tally {
         if self.tally.commands == 0 && self.tally.bytes_written == 0 {
-            return;
+            return connections::Tally::default();
         }
         let tally = std::mem::take(&mut self.tally);
         if let Some(controller) = self.controller() {
@@ -340,6 +376,12 @@ impl Queue {
         add(&counters.bytes_read, tally.bytes_read);
         add(&counters.bytes_written, tally.bytes_written);
         add(&counters.errors, tally.errors);
+        connections::Tally {
+            requests: tally.commands,
+            errors: tally.errors,
+            bytes_read: tally.bytes_read,
+            bytes_written: tally.bytes_written,
+        }
     }
 
     fn fabrics(&mut self, sqe: &Sqe, data: &[u8], out: &mut impl Responder) {
@@ -400,14 +442,20 @@ impl Queue {
         }
     }
 
-    fn begin_io(&mut self, sqe: &Sqe, data: Bytes, out: &mut impl Responder) -> Option<InFlight> {
+    fn begin_io(
+        &mut self,
+        sqe: &Sqe,
+        data: Bytes,
+        arrival: Instant,
+        out: &mut impl Responder,
+    ) -> Option<InFlight> {
         let cid = sqe.cid();
         let bytes = bytes_u64(data.len());
         let is_write = sqe.opcode() == opcode::WRITE;
         self.tally.writes += u64::from(is_write);
         self.tally.reads += u64::from(matches!(sqe.opcode(), opcode::READ | opcode::COMPARE));
         let mut pieces = std::mem::take(&mut self.pieces);
-        let begun = match &self.role {
+        let start = match &self.role {
             Role::Io(controller) if reservation::is_one(sqe.opcode()) => {
                 let found = io::find(&self.namespaces, sqe);
                 found.and_then(|namespace| {
@@ -417,20 +465,30 @@ impl Queue {
             }
             _ => io::execute(&self.namespaces, sqe, data, &mut pieces),
         };
-        let in_flight = match begun {
-            Ok(Begun::Pieces) => {
+        let in_flight = match start {
+            Ok(Start::Pieces) => {
+                if let Some(namespace) = self.namespaces.find(sqe.nsid()) {
+                    let bytes = pieces.iter().map(|piece| bytes_u64(piece.len())).sum();
+                    let requests = namespace.volume.requests();
+                    self.timing.answered(requests, io::operation(sqe.opcode()), bytes);
+                }
                 self.reply_data(cid, &mut pieces, out);
                 None
             }
-            Ok(Begun::Done) => {
+            Ok(Start::Done) => {
                 self.done(cid, 0, out);
                 None
             }
-            Ok(Begun::Work(work)) => {
+            Ok(Start::Work(work)) => {
                 let bytes_written = if is_write { bytes } else { 0 };
-                Some(InFlight { cid, fused_with: None, bytes_written, work })
+                let begun = begun(&self.namespaces, sqe, arrival);
+                Some(InFlight { cid, fused_with: None, bytes_written, work, begun })
             }
             Err(status) => {
+                if let Some(namespace) = self.namespaces.find(sqe.nsid()) {
+                    let operation = io::operation(sqe.opcode());
+                    self.timing.failed(namespace.volume.requests(), operation);
+                }
                 self.fail(cid, status, out);
                 None
             }
@@ -448,7 +506,9 @@ impl Queue {
     ) -> Option<InFlight> {
         match answer {
             Ok(Answer::Work(work)) => {
-                return Some(InFlight { cid, fused_with: None, bytes_written: 0, work });
+                let in_flight =
+                    InFlight { cid, fused_with: None, bytes_written: 0, work, begun: None };
+                return Some(in_flight);
             }
             Ok(Answer::Done(result)) => self.done(cid, result, out),
             Ok(Answer::Data(data)) => {
@@ -518,6 +578,13 @@ impl Drop for Queue {
     }
 }
 
+/// A command on a volume begins, all of which was there at `arrival`.
+fn begun(namespaces: &Namespaces, sqe: &Sqe, arrival: Instant) -> Option<Begun> {
+    let requests = Arc::clone(namespaces.find(sqe.nsid())?.volume.requests());
+    let bytes = io::counted_bytes(namespaces, sqe);
+    Some(Begun::new(requests, io::operation(sqe.opcode()), bytes, arrival, Instant::now()))
+}
+
 /// A command being executed.
 ///
 /// # Cancellation
@@ -528,15 +595,22 @@ pub struct InFlight {
     fused_with: Option<u16>,
     bytes_written: u64,
     work: Work,
+    /// `None` for commands that are on no volume.
+    begun: Option<Begun>,
 }
 
 impl Future for InFlight {
     type Output = Completed;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completed> {
-        let outcome = ready!(Pin::new(&mut self.work).poll(cx));
-        let Self { cid, fused_with, bytes_written, .. } = *self;
-        Poll::Ready(Completed { cid, fused_with, bytes_written, outcome })
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completed> {
+        let Self { cid, fused_with, bytes_written, work, begun } = self.get_mut();
+        let step = || Pin::new(work).poll(cx);
+        let outcome = match begun {
+            Some(begun) => ready!(begun.stages.during(step)),
+            None => ready!(step()),
+        };
+        let (cid, fused_with, bytes_written) = (*cid, *fused_with, *bytes_written);
+        Poll::Ready(Completed { cid, fused_with, bytes_written, outcome, begun: begun.take() })
     }
 }
 
@@ -546,4 +620,5 @@ pub struct Completed {
     fused_with: Option<u16>,
     bytes_written: u64,
     outcome: Result<Outcome, Status>,
+    begun: Option<Begun>,
 }

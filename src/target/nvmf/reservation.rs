@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::env::LocalBoxFuture;
 use crate::target::nvmf::controller::Controller;
 use crate::target::nvmf::identify::TRANSFER_BYTES_MAX;
-use crate::target::nvmf::io::Begun;
+use crate::target::nvmf::io::Start;
 use crate::target::nvmf::io::Work;
 use crate::target::nvmf::notices::Notice;
 use crate::target::nvmf::queue::Transfer;
@@ -385,16 +385,16 @@ pub fn execute(
     sqe: &Sqe,
     data: &Bytes,
     pieces: &mut Vec<Piece>,
-) -> Result<Begun, Status> {
+) -> Result<Start, Status> {
     if sqe.opcode() == opcode::RESERVATION_REPORT {
         let report = report(&namespace.volume.reservations(), report_bytes(sqe)?);
         pieces.push(Piece::Data(report.into()));
-        return Ok(Begun::Pieces);
+        return Ok(Start::Pieces);
     }
     let host = controller.identity().host().ok_or(Status::SEQUENCE_ERROR)?;
     let command = Command::decode(sqe, data)?;
     let change = change(Arc::clone(subsystem), vec![namespace.clone()], host, command);
-    Ok(Begun::Work(Work::Change(change)))
+    Ok(Start::Work(Work::Change(change)))
 }
 
 /// Carries a command out on some namespaces, one after the other.

@@ -59,6 +59,10 @@ pub struct VolumeInterval {
     pub id: u64,
     /// Its name.
     pub name: String,
+    /// Its size when the interval ended.
+    pub size_bytes: u64,
+    /// What was stored then, before compression and parity.
+    pub allocated_bytes: u64,
     /// What was done.
     pub activity: Activity,
 }
@@ -191,7 +195,13 @@ fn volumes(begin: &Stats, now: &Stats) -> (Vec<VolumeInterval>, Activity) {
                 own.add(&grown);
                 total.add(&grown);
             }
-            VolumeInterval { id: one.id, name: one.name.clone(), activity: own.finish() }
+            VolumeInterval {
+                id: one.id,
+                name: one.name.clone(),
+                size_bytes: one.size_bytes,
+                allocated_bytes: one.allocated_bytes,
+                activity: own.finish(),
+            }
         })
         .collect();
     volumes.sort_by(|one, other| one.name.cmp(&other.name));

@@ -26,7 +26,7 @@ pub struct Sample {
     /// What happened since the sample before, oldest first.
     #[serde(default)]
     pub events: Vec<Event>,
-    /// Sizes of volumes, which change seldom: absent if they were not asked for this time.
+    /// How volumes are set up, which changes seldom: absent if they were not asked for this time.
     #[serde(default)]
     pub volumes: Option<Vec<Volume>>,
     /// The node itself: absent if it was not asked for this time.

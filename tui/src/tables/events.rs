@@ -32,22 +32,27 @@ pub fn role(severity: Severity) -> Role {
 
 /// A row for each event.
 pub fn rows<'a>(events: impl Iterator<Item = &'a Event>) -> Vec<Row> {
+    let message = |event: &Event| match event.count {
+        0 | 1 => event.message.clone(),
+        count => format!("{count} times: {}", event.message),
+    };
     let row = |event: &Event| Row {
         key: key(event),
         cells: vec![
             Cell { role: Role::Dim, ..time(event) },
             severity(event.severity),
             Cell::text(&event.subject, Role::Text),
-            Cell::text(&event.message, Role::Text),
+            Cell::text(message(event), Role::Text),
             Cell::text(&event.advice, Role::Dim),
         ],
     };
     events.map(row).collect()
 }
 
-/// Tells events apart, also of before and after a restart, which numbers them anew.
+/// Tells events apart, also of before and after a restart, which numbers them anew; one that happens
+/// again stays the same.
 pub fn key(event: &Event) -> String {
-    format!("{}-{}", event.unix_ms, event.sequence)
+    format!("{} {} {}", event.unix_ms, event.kind, event.subject)
 }
 
 fn time(event: &Event) -> Cell {

@@ -47,7 +47,7 @@ impl TableKind {
     pub fn rows(self, app: &App) -> Vec<Row> {
         let Some(interval) = app.shown() else { return Vec::new() };
         match self {
-            Self::Volumes => volumes::rows(interval, &app.volumes),
+            Self::Volumes => volumes::rows(interval),
             Self::Devices => devices::rows(interval),
             Self::Hosts => hosts::rows(interval),
             Self::Events => events::rows(app.events_shown()),

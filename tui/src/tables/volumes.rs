@@ -1,7 +1,6 @@
 //! Volumes and what hosts do with them.
 
 use weft_api::Operation;
-use weft_api::Volume;
 
 use super::TREND;
 use crate::format::count;
@@ -12,6 +11,7 @@ use crate::format::size;
 use crate::format::throughput;
 use crate::model::activity::Activity;
 use crate::model::interval::Interval;
+use crate::model::interval::VolumeInterval;
 use crate::table::Cell;
 use crate::table::Column;
 use crate::table::Row;
@@ -40,12 +40,10 @@ pub const COLUMNS: &[Column] = &[
 pub const SORT: usize = 2;
 
 /// A row for each volume.
-pub fn rows(interval: &Interval, sizes: &[Volume]) -> Vec<Row> {
-    let row = |name: &String, activity: &Activity| {
-        let known = sizes.binary_search_by(|one| one.name.cmp(name)).ok().map(|at| &sizes[at]);
-        let size_of = |bytes: Option<u64>| {
-            Cell::figure(bytes.map_or(0.0, float), bytes.map_or("-".to_owned(), size))
-        };
+pub fn rows(interval: &Interval) -> Vec<Row> {
+    let row = |one: &VolumeInterval| {
+        let (name, activity) = (&one.name, &one.activity);
+        let bytes_of = |bytes| Cell::figure(float(bytes), size(bytes));
         let cells = vec![
             Cell::text(name, Role::Text),
             iops(interval, activity, Operation::Read, Role::Read),
@@ -57,13 +55,13 @@ pub fn rows(interval: &Interval, sizes: &[Volume]) -> Vec<Row> {
             quantile(activity, Operation::Write, 0.5),
             quantile(activity, Operation::Write, 0.99),
             errors(activity.errors()),
-            size_of(known.map(|one| one.size_bytes)),
-            size_of(known.map(|one| one.allocated_bytes)),
+            bytes_of(one.size_bytes),
+            bytes_of(one.allocated_bytes),
             Cell::figure(interval.per_second(activity.requests_all()), String::new()),
         ];
         Row { key: name.clone(), cells }
     };
-    interval.volumes.iter().map(|one| row(&one.name, &one.activity)).collect()
+    interval.volumes.iter().map(row).collect()
 }
 
 /// Requests a second of a volume.

@@ -24,6 +24,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
@@ -31,7 +32,9 @@ use std::task::ready;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
 
+use crate::target::connections::Counts;
 use crate::target::nvmf::queue::Completed;
 use crate::target::nvmf::queue::InFlight;
 use crate::target::nvmf::queue::Queue;
@@ -95,6 +98,7 @@ struct Waiting {
     cost_bytes: u32,
     /// Its data is still with the host.
     to_grant: bool,
+    arrival: Instant,
 }
 
 /// A command in flight, with what it counts for.
@@ -131,13 +135,14 @@ pub struct Connection<S> {
     /// Commands taken and not answered.
     outstanding: usize,
     limits: Limits,
+    counts: Arc<Counts>,
     /// No further command will be taken.
     input_ended: bool,
 }
 
 impl<S: ByteStream> Connection<S> {
     /// A connection just accepted.
-    pub fn new(stream: S, queue: Queue, limits: Limits) -> Self {
+    pub fn new(stream: S, queue: Queue, limits: Limits, counts: Arc<Counts>) -> Self {
         Self {
             stream,
             buffer: Vec::with_capacity(RECEIVE_BYTES_MIN),
@@ -151,6 +156,7 @@ impl<S: ByteStream> Connection<S> {
             busy_bytes: 0,
             outstanding: 0,
             limits,
+            counts,
             input_ended: false,
         }
     }
@@ -174,7 +180,7 @@ impl<S: ByteStream> Connection<S> {
     /// Serves until the end. Ready when nothing is left to answer, or nobody to answer to.
     pub fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let served = self.poll_turns(cx);
-        self.queue.report();
+        self.counts.report(self.queue.report(), self.in_flight.len() + self.waiting.len());
         served
     }
 
@@ -320,7 +326,8 @@ impl<S: ByteStream> Connection<S> {
             (Transfer::FromHost(_), _) => true,
             _ => false,
         };
-        let command = Waiting { sqe, data, cost_bytes: transfer.bytes(), to_grant };
+        let arrival = self.queue.timing().arrival();
+        let command = Waiting { sqe, data, cost_bytes: transfer.bytes(), to_grant, arrival };
         if self.waiting.is_empty() && self.has_room(&command) {
             self.begin(command, cx);
         } else {
@@ -356,7 +363,7 @@ impl<S: ByteStream> Connection<S> {
             let tag = self.framing.grant(command.sqe, command.cost_bytes);
             self.out.ready_to_transfer(cid, tag, command.cost_bytes);
         } else {
-            self.execute(&command.sqe, command.data, command.cost_bytes, cx);
+            self.execute(&command.sqe, command.data, command.cost_bytes, command.arrival, cx);
         }
     }
 
@@ -365,7 +372,8 @@ impl<S: ByteStream> Connection<S> {
         match data {
             Data::Good(data) => {
                 let cost_bytes = u32::try_from(data.len()).expect("bounded by MDTS");
-                self.execute(sqe, data, cost_bytes, cx);
+                let arrival = self.queue.timing().arrival();
+                self.execute(sqe, data, cost_bytes, arrival, cx);
             }
             Data::Damaged => {
                 if let Sgl::Transport { length } = sqe.sgl() {
@@ -377,8 +385,15 @@ impl<S: ByteStream> Connection<S> {
     }
 
     /// Executes a command whose data is counted.
-    fn execute(&mut self, sqe: &Sqe, data: Bytes, cost_bytes: u32, cx: &mut Context<'_>) {
-        let Some(command) = self.queue.execute(sqe, data, &mut self.out) else {
+    fn execute(
+        &mut self,
+        sqe: &Sqe,
+        data: Bytes,
+        cost_bytes: u32,
+        arrival: Instant,
+        cx: &mut Context<'_>,
+    ) {
+        let Some(command) = self.queue.execute(sqe, data, arrival, &mut self.out) else {
             self.busy_bytes -= u64::from(cost_bytes);
             return;
         };
@@ -419,13 +434,28 @@ impl<S: ByteStream> Connection<S> {
                 Ok(())
             }
             Ok(0) => Err(End::Io(io::ErrorKind::UnexpectedEof.into())),
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.queue.timing().received(Instant::now());
+                Ok(())
+            }
             Err(error) => Err(End::Io(error)),
         })
     }
 
     /// Sends as much as the stream takes; true if anything left.
     fn send(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if !self.queue.timing().pending() {
+            return self.send_all(cx);
+        }
+        let ready = Instant::now();
+        let moved = self.send_all(cx)?;
+        if self.out.is_empty() && !self.unflushed {
+            self.queue.timing().sent(ready, Instant::now());
+        }
+        Ok(moved)
+    }
+
+    fn send_all(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut moved = false;
         while !self.out.is_empty() {
             match self.stream.poll_send(cx, &self.out.slices()) {

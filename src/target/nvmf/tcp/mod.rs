@@ -24,7 +24,11 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time;
+use weft_api::FrontEnd;
 
+use crate::observe::event;
+use crate::target::connections::Connections;
+use crate::target::connections::Identity;
 use crate::target::handshakes::Handshakes;
 use crate::target::nvmf::controller::Life;
 use crate::target::nvmf::queue::Queue;
@@ -98,6 +102,7 @@ pub struct NvmeTcpTarget {
     subsystem: Arc<Subsystem>,
     options: NvmeTcpOptions,
     counters: TargetCounters,
+    connections: Connections,
     handshakes: Arc<Handshakes>,
     stopping: watch::Sender<bool>,
 }
@@ -127,6 +132,7 @@ impl NvmeTcpTarget {
             handshakes: Handshakes::new(options.handshakes_max),
             options,
             counters: TargetCounters::default(),
+            connections: Connections::default(),
             stopping: watch::Sender::default(),
         }
     }
@@ -135,6 +141,12 @@ impl NvmeTcpTarget {
     #[must_use]
     pub fn counters(&self) -> &TargetCounters {
         &self.counters
+    }
+
+    /// Its connections.
+    #[must_use]
+    pub fn connections(&self) -> &Connections {
+        &self.connections
     }
 
     /// What it serves.
@@ -162,21 +174,30 @@ impl NvmeTcpTarget {
         let _open = Open::new(&self.counters.connections_open);
         self.counters.connections_total.fetch_add(1, Ordering::Relaxed);
         let open_now = self.counters.connections_open.load(Ordering::Relaxed);
-        if *stopping.borrow() || bytes_usize(open_now) > self.options.connections_max {
+        if *stopping.borrow() {
+            return;
+        }
+        if bytes_usize(open_now) > self.options.connections_max {
             self.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
+            event::raise(event::CONNECTIONS_REFUSED, "nvme-tcp", "too many are open");
             return;
         }
         self.serve_socket(socket.into(), stopping).await;
     }
 
     async fn serve_socket(&self, socket: Socket, mut stopping: watch::Receiver<bool>) {
+        let tracked = self.connections.track(FrontEnd::NvmeTcp, socket.peer());
         let path = path(&socket);
         let queue = Queue::new(Arc::clone(&self.subsystem), path);
         let limits = Limits { bytes_max: self.options.bytes_max };
-        let mut connection = Connection::new(socket, queue, limits);
+        let counts = Arc::clone(tracked.counts());
+        let mut connection = Connection::new(socket, queue, limits, counts);
         let end = match self.until_connected(&mut connection, &mut stopping).await {
             Some(end) => end,
-            None => self.until_end(&mut connection, &mut stopping).await,
+            None => {
+                tracked.identify(identity(connection.queue()));
+                self.until_end(&mut connection, &mut stopping).await
+            }
         };
         match &end {
             End::Clean => {
@@ -265,7 +286,11 @@ impl NvmeTcpTarget {
                     silent_timers = if silent { silent_timers + 1 } else { 0 };
                     if silent_timers >= SILENT_TIMERS_MAX {
                         let host = &controller.identity().host_nqn;
-                        tracing::info!(host, controller = controller.id(), "NVMe host is silent");
+                        let message = format_args!(
+                            "controller {} has heard nothing from it and is given up",
+                            controller.id()
+                        );
+                        event::raise(event::HOST_SILENT, host, message);
                         controller.expire();
                     }
                     look_at = time::Instant::now() + look_after(silence_max);
@@ -274,6 +299,16 @@ impl NvmeTcpTarget {
                     if deadline.is_some() => return End::Io(io::ErrorKind::TimedOut.into()),
             }
         }
+    }
+}
+
+/// Who has connected the queue.
+fn identity(queue: &Queue) -> Identity {
+    Identity {
+        host: queue.controller().map(|controller| controller.identity().host_nqn.clone()),
+        controller: queue.controller().map(|controller| controller.id()),
+        queue: Some(queue.id()),
+        volume: None,
     }
 }
 
