@@ -303,6 +303,19 @@ impl App {
         if key.kind == KeyEventKind::Release {
             return Action::Draw;
         }
+        // Terminals send the same bytes for Alt with a key and for Esc and then the key.
+        if key.modifiers.contains(KeyModifiers::ALT) {
+            return match self.press(KeyEvent::from(KeyCode::Esc)) {
+                Action::Draw => {
+                    self.press(KeyEvent::new(key.code, key.modifiers - KeyModifiers::ALT))
+                }
+                leave @ Action::Leave(_) => leave,
+            };
+        }
+        self.press(key)
+    }
+
+    fn press(&mut self, key: KeyEvent) -> Action {
         let control_c =
             key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
         if self.overlay == Overlay::Leave {
@@ -456,11 +469,12 @@ impl App {
 
     fn begin_filter(&mut self) {
         match self.screen.table() {
-            Some(kind) if !self.enlarged => {
+            Some(kind) => {
+                self.enlarged = false;
                 self.typed = self.table(kind).filter.clone();
                 self.input = Input::Filter;
             }
-            _ => "this screen has no table".clone_into(&mut self.note),
+            None => "this screen has no table".clone_into(&mut self.note),
         }
     }
 

@@ -128,6 +128,17 @@ fn the_selected_volume_is_followed_to_its_latency() {
 }
 
 #[test]
+fn escape_and_a_key_at_once_are_both() {
+    let mut app = console(false);
+    type_text(&mut app, "2e");
+    app.key(KeyEvent::new(KeyCode::Char('4'), KeyModifiers::ALT));
+    assert_eq!((app.screen, app.enlarged), (Screen::Devices, false));
+    type_text(&mut app, "/x");
+    app.key(KeyEvent::new(KeyCode::Char('q'), KeyModifiers::ALT));
+    assert_eq!(app.table(TableKind::Devices).filter, "");
+}
+
+#[test]
 fn sorting_goes_round_the_columns() {
     let mut app = console(false);
     type_text(&mut app, "2");

@@ -14,7 +14,7 @@ pub(super) fn interval(interval: &Interval) -> String {
     let pod = &interval.pod;
     let asked = interval.cache_hits.saturating_add(interval.cache_misses);
     let mut text = format!(
-        "{} UTC  {}, can lose {} more, {} of {} used, journal {}, cache hits {}, {} connections{}\n",
+        "{} UTC  {}, can lose {} more, {} of {} used, journal {}, cache hits {}, connections {}{}\n",
         format::date_time(interval.unix_ms),
         pod.health,
         pod.can_lose,
