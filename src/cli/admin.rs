@@ -29,6 +29,7 @@ use super::output;
 use super::output::Table;
 use super::output::facts;
 use super::output::json;
+use super::top;
 use crate::units::format_size;
 
 /// Runs one command against the node whose API socket is `socket`.
@@ -54,6 +55,7 @@ pub(super) fn run(command: Command, socket: &Path) -> Result<(), Failure> {
             show(&output, &Export::new(&status, &volume), Export::text)
         }
         Command::Host(command) => host(command, socket),
+        Command::Top(arguments) => top::run(arguments, socket),
     }
 }
 

@@ -24,6 +24,7 @@ mod exit;
 mod export;
 mod output;
 mod serve;
+mod top;
 
 use exit::Failure;
 
@@ -57,6 +58,9 @@ impl Arguments {
             (serve.log.is_some(), "--log"),
             (serve.print_config, "--print-config"),
             (serve.replace_missing, "--replace-missing"),
+            (serve.tui, "--tui"),
+            (serve.look.ascii, "--ascii"),
+            (serve.look.theme.is_some(), "--theme"),
         ];
         let refuse =
             |reason: String| Err(Self::command().error(ErrorKind::ArgumentConflict, reason));
@@ -65,6 +69,10 @@ impl Arguments {
                 "--api goes with a command; a node takes api.socket from its configuration"
                     .to_owned(),
             );
+        }
+        if self.command.is_none() && !serve.tui && (serve.look.ascii || serve.look.theme.is_some())
+        {
+            return refuse("--ascii and --theme go with --tui or `weft top`".to_owned());
         }
         match to_serve.iter().find(|(given, _)| *given) {
             Some((_, option)) if self.command.is_some() => {
@@ -113,9 +121,28 @@ struct ServeArguments {
     /// anew); what was lost is made again from the others while the node serves
     #[arg(long)]
     replace_missing: bool,
+    /// Show the console in this terminal; the log goes to DIR/weft.log. Leaving it asks whether the
+    /// node is to stop or to go on
+    #[arg(long, conflicts_with = "print_config")]
+    tui: bool,
+    #[command(flatten)]
+    look: LookArguments,
     /// Print every configuration key with its default and meaning, and exit
     #[arg(long)]
     print_config: bool,
+}
+
+/// How the console looks.
+#[derive(Debug, Args)]
+struct LookArguments {
+    /// Draw the console with ASCII only; the default where TERM is linux or the locale is not
+    /// UTF-8. NO_COLOR=1 does without colours
+    #[arg(long)]
+    ascii: bool,
+    /// Take the console's colours from this TOML file: `text`, `dim`, `title`, `border`, `focus`,
+    /// `good`, `warning`, `bad`, `read`, `write`, `flush` = a name, 0 to 255, or "#rrggbb"
+    #[arg(long, value_name = "FILE")]
+    theme: Option<PathBuf>,
 }
 
 /// What to ask of a running node.
@@ -139,6 +166,9 @@ enum Command {
     /// Hosts that may connect over NVMe from anywhere
     #[command(subcommand, after_help = EXIT_CODES)]
     Host(HostCommand),
+    /// Watch a running node: a console on a terminal, text, JSON or CSV elsewhere
+    #[command(after_help = EXIT_CODES)]
+    Top(top::TopArguments),
 }
 
 /// How to print.
@@ -354,7 +384,12 @@ mod tests {
             "--log debug status",
             "--print-config status",
             "--replace-missing status",
+            "--tui status",
+            "--tui top",
+            "--ascii status",
             "--api /d/weft.sock",
+            "--ascii",
+            "--theme night.toml",
         ] {
             let error = parsed(line).expect_err(line);
             assert_eq!(error.kind(), ErrorKind::ArgumentConflict, "{line}");

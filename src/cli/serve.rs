@@ -1,25 +1,33 @@
 //! `weft` without a command: start the node, say what it serves, stop it when told to.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::runtime;
 use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
+use tokio::time;
+use weft_tui::Left;
 
 use super::ServeArguments;
 use super::banner;
 use super::exit::FAILED;
 use super::exit::Failure;
 use super::output;
+use super::top;
 use crate::node::Node;
 use crate::node::config::Config;
 use crate::node::config::Overrides;
 use crate::node::notify;
 use crate::node::start_log;
+use crate::node::start_log_file;
 
 /// The exit code of a node that was told twice to stop: 128 and SIGINT, as shells have it.
 const STOPPED_HARD: i32 = 130;
+
+/// How long the console may take to give the terminal back when the node stops.
+const CONSOLE_LEAVE_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Runs a node until it is told to stop.
 pub(super) fn run(data_dir: Option<PathBuf>, arguments: ServeArguments) -> Result<(), Failure> {
@@ -31,20 +39,30 @@ pub(super) fn run(data_dir: Option<PathBuf>, arguments: ServeArguments) -> Resul
         replace_missing: arguments.replace_missing,
     };
     let config = Config::load(arguments.config.as_deref(), overrides)?;
-    start_log(&config.log)?;
+    let console = match arguments.tui {
+        true => Some(top::own_console(arguments.look, &config.api_socket)?),
+        false => None,
+    };
+    match &console {
+        Some(_) => start_log_file(&config.log, &config.data_dir)?,
+        None => start_log(&config.log)?,
+    }
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failure("start a runtime", &error))?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, console))
 }
 
-async fn serve(config: Config) -> Result<(), Failure> {
+async fn serve(config: Config, console: Option<weft_tui::Options>) -> Result<(), Failure> {
     let node = Node::start(config).await?;
     let mut stop = StopSignals::listen()?;
     let status = node.management().status();
     output::print(&banner::text(&status, &node.management().volumes()))?;
     notify("READY=1");
 
-    let name = stop.next().await;
+    let name = match console {
+        Some(options) => until_left(options, &mut stop).await?,
+        None => stop.next().await,
+    };
     tracing::info!(signal = name, "stopping; once more stops at once");
     notify("STOPPING=1");
     let hard_stop = tokio::spawn(async move {
@@ -57,6 +75,34 @@ async fn serve(config: Config) -> Result<(), Failure> {
     stopped?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Shows the console until the node is to stop; says what stops it.
+async fn until_left(
+    options: weft_tui::Options,
+    stop: &mut StopSignals,
+) -> Result<&'static str, Failure> {
+    let mut left = top::start_own_console(options)?;
+    let left = tokio::select! {
+        biased;
+        name = stop.next() => {
+            // The console has the signal too, and gives the terminal back.
+            let _ = time::timeout(CONSOLE_LEAVE_TIME_MAX, left).await;
+            return Ok(name);
+        }
+        left = &mut left => left,
+    };
+    match left {
+        Ok(Ok(Left::StopNode)) => return Ok("console"),
+        // Its terminal was closed.
+        Ok(Ok(Left::Signal)) => return Ok("SIGHUP"),
+        Ok(Ok(Left::KeepNode | Left::Quit)) => {}
+        // Hosts are served all the same.
+        Ok(Err(failure)) => output::complain(&failure.message),
+        Err(_) => output::complain("the console ended"),
+    }
+    output::print("The node goes on, and logs to weft.log in its directory. Ctrl-C stops it.\n")?;
+    Ok(stop.next().await)
 }
 
 /// SIGINT and SIGTERM.

@@ -4,6 +4,7 @@
 //! DIR/weft.lock      held (flock) while a node runs; has its process id in it
 //! DIR/pod.json       the record: see Record
 //! DIR/devices/       device files of our own
+//! DIR/weft.log       what a node with a console logs
 //! DIR/weft.sock      management API        DIR/nbd.sock    NBD
 //! ```
 //!
@@ -12,6 +13,7 @@
 //! place, and holds nothing the devices' superblocks do not: they are the truth.
 
 use std::fs;
+use std::fs::File;
 use std::fs::OpenOptions;
 use std::io;
 use std::io::Write;
@@ -87,6 +89,18 @@ impl Record {
 pub(super) struct Directory {
     path: PathBuf,
     _lock: fs::File,
+}
+
+/// Opens the log file of a node's directory, which is created if there is none, to add to it.
+///
+/// # Errors
+/// Whatever the file system says.
+pub(super) fn open_log(directory: &Path) -> Result<File> {
+    const OP: &str = "open the log file";
+    let path = directory.join("weft.log");
+    let failed = |error| wrap(OP, &path, error);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+    OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(failed)
 }
 
 impl Directory {

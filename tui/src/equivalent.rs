@@ -1,0 +1,52 @@
+//! The commands that print what a screen shows, for scripts and for learning.
+
+use crate::app::App;
+use crate::app::Screen;
+use crate::tables::TableKind;
+
+/// Commands that print what is shown now.
+#[must_use]
+pub fn commands(app: &App) -> Vec<String> {
+    let api = format!("--api {}", shell_word(&app.socket));
+    let weft = |command: &str| format!("weft {command} {api}");
+    let get =
+        |path: &str| format!("curl --unix-socket {} http://weft{path}", shell_word(&app.socket));
+    match app.screen {
+        Screen::Pulse => {
+            vec![weft("status"), weft("pod show"), weft("top --once --mode text")]
+        }
+        Screen::Volumes => {
+            let mut commands = vec![weft("volume list"), weft("top --once --mode csv")];
+            if let Some(name) = app.selected(TableKind::Volumes) {
+                let name = shell_word(&name);
+                commands.push(weft(&format!("volume show {name}")));
+                commands.push(weft(&format!("export show {name}")));
+            }
+            commands
+        }
+        Screen::Latency => vec![weft("top --once --mode json"), get("/v1/stats")],
+        Screen::Devices => vec![weft("device list")],
+        Screen::Hosts => vec![get("/v1/connections"), weft("host list")],
+        Screen::Events => vec![get("/v1/events?after=0")],
+    }
+}
+
+/// A word for people to paste into a shell.
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%=".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_a_shell() {
+        assert_eq!(shell_word("weft-data/weft.sock"), "weft-data/weft.sock");
+        assert_eq!(shell_word("my data/it's"), "'my data/it'\\''s'");
+    }
+}

@@ -1,0 +1,230 @@
+//! The terminal: taken, fed with pictures and keys, and given back however this ends.
+//!
+//! The node is asked on a task of its own, so that a node that does not answer holds up neither keys
+//! nor drawing. The release build aborts on panic, so the terminal is given back in a panic hook;
+//! everything else ends in [`Taken`]'s drop.
+
+use std::io;
+use std::io::IsTerminal;
+use std::io::Stdout;
+use std::panic;
+use std::path::PathBuf;
+use std::sync::Once;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crossterm::cursor::Show;
+use crossterm::event::Event;
+use crossterm::event::EventStream;
+use crossterm::execute;
+use crossterm::terminal::EnterAlternateScreen;
+use crossterm::terminal::LeaveAlternateScreen;
+use crossterm::terminal::disable_raw_mode;
+use crossterm::terminal::enable_raw_mode;
+use futures_util::StreamExt;
+use ratatui::Terminal;
+use ratatui::backend::CrosstermBackend;
+use tokio::signal::unix::Signal;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time;
+use tokio::time::Instant;
+use tokio::time::MissedTickBehavior;
+use weft_api::ClientError;
+
+use crate::Failure;
+use crate::app::Action;
+use crate::app::App;
+use crate::app::Left;
+use crate::model::Sample;
+use crate::screens;
+use crate::source::Source;
+use crate::theme::Look;
+use crate::theme::Surroundings;
+
+/// How often the node is asked.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How long to wait for the first answer before the console opens without one.
+const FIRST_ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
+/// How often the picture is drawn anew while nothing happens, for the age of a stale one.
+const REDRAW_INTERVAL: Duration = Duration::from_millis(500);
+/// Answers not yet drawn. Drawing keeps up, so this only has to be more than none.
+const ANSWERS_WAITING_MAX: usize = 4;
+
+/// How to run the console.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The node's API socket.
+    pub socket: PathBuf,
+    /// Draw with ASCII, whatever the terminal can.
+    pub ascii: bool,
+    /// A theme file.
+    pub theme: Option<PathBuf>,
+    /// Whether the node is this process: then leaving asks whether it is to stop.
+    pub own_node: bool,
+}
+
+/// Says whether the console can be run so, without running it.
+///
+/// # Errors
+/// There is no terminal, or the theme is wrong.
+pub fn check(options: &Options) -> Result<(), Failure> {
+    look(options).map(drop)
+}
+
+fn look(options: &Options) -> Result<Look, Failure> {
+    if !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+        let reason = "the console needs a terminal for its input and output";
+        return Err(Failure::Io(io::Error::other(reason)));
+    }
+    let look = Surroundings::of_process().look(options.ascii, options.theme.as_ref());
+    look.map_err(Failure::Theme)
+}
+
+/// Runs the console until it is left. Must run within a tokio runtime with I/O and time enabled, on
+/// a thread that may wait for the terminal.
+///
+/// # Errors
+/// No node answers, the theme is wrong, or the terminal cannot be used.
+pub async fn run(options: Options) -> Result<Left, Failure> {
+    let look = look(&options)?;
+    let mut source = Source::live(&options.socket);
+    let mut app = App::new(look, options.socket.display().to_string(), options.own_node);
+    let begin = Instant::now();
+    match time::timeout(FIRST_ANSWER_TIME_MAX, source.next()).await {
+        Ok(Ok(sample)) => app.sample(sample, 0),
+        Ok(Err(error @ ClientError::Unreachable { .. })) => return Err(Failure::Node(error)),
+        Ok(Err(error)) => app.failed(error.to_string(), 0),
+        Err(_) => {}
+    }
+    let mut signals = Signals::listen()?;
+    let (sender, answers) = mpsc::channel(ANSWERS_WAITING_MAX);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(poll(source, sender));
+    let terminal = Taken::take()?;
+    show(&mut app, terminal, answers, &mut signals, begin).await
+}
+
+/// Asks for samples until nobody wants them any more.
+async fn poll(mut source: Source, answers: mpsc::Sender<Result<Sample, String>>) {
+    let mut ticks = time::interval_at(Instant::now() + POLL_INTERVAL, POLL_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let answer = source.next().await.map_err(|error| error.to_string());
+        if answers.send(answer).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn show(
+    app: &mut App,
+    mut terminal: Taken,
+    mut answers: mpsc::Receiver<Result<Sample, String>>,
+    signals: &mut Signals,
+    begin: Instant,
+) -> Result<Left, Failure> {
+    let mut events = EventStream::new();
+    let mut redraw = time::interval(REDRAW_INTERVAL);
+    redraw.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        terminal.terminal.draw(|frame| screens::draw(app, frame))?;
+        tokio::select! {
+            biased;
+            () = signals.next() => return Ok(Left::Signal),
+            event = events.next() => match event {
+                Some(Ok(Event::Key(key))) => match app.key(key) {
+                    Action::Draw => {}
+                    Action::Leave(left) => return Ok(left),
+                },
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(Failure::Io(error)),
+                // The terminal is gone.
+                None => return Ok(Left::Signal),
+            },
+            Some(answer) = answers.recv() => match answer {
+                Ok(sample) => app.sample(sample, since(begin)),
+                Err(reason) => app.failed(reason, since(begin)),
+            },
+            _ = redraw.tick() => app.tick(since(begin)),
+        }
+    }
+}
+
+fn since(begin: Instant) -> u64 {
+    u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Signals that end a console.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    quit: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+            quit: signal(SignalKind::quit())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            biased;
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+            _ = self.quit.recv() => {}
+        }
+    }
+}
+
+/// Whether the terminal is taken: what the panic hook has to know.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// The terminal in raw mode, on its alternate screen; dropping it gives it back.
+struct Taken {
+    terminal: Terminal<CrosstermBackend<Stdout>>,
+}
+
+impl Taken {
+    fn take() -> io::Result<Self> {
+        static HOOK: Once = Once::new();
+        HOOK.call_once(|| {
+            let before = panic::take_hook();
+            panic::set_hook(Box::new(move |panic| {
+                give_back();
+                before(panic);
+            }));
+        });
+        TAKEN.store(true, Ordering::SeqCst);
+        // From here on dropping `taken` undoes what was done.
+        let taken = Self { terminal: Terminal::new(CrosstermBackend::new(io::stdout()))? };
+        enable_raw_mode()?;
+        execute!(io::stdout(), EnterAlternateScreen)?;
+        Ok(taken)
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        give_back();
+    }
+}
+
+/// Gives the terminal back, once. There is nobody to tell if that fails.
+fn give_back() {
+    if TAKEN.swap(false, Ordering::SeqCst) {
+        let _ = disable_raw_mode();
+        let _ = execute!(io::stdout(), LeaveAlternateScreen, Show);
+    }
+}
