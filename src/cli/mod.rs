@@ -1,5 +1,5 @@
 //! The command line: without a command `weft` is the node; each command is a thin client of a
-//! running node's management API.
+//! running node's management API, but for `doctor`, `completions` and `man`, which need no node.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -20,8 +20,10 @@ use crate::units;
 
 mod admin;
 mod banner;
+mod doctor;
 mod exit;
 mod export;
+mod manual;
 mod output;
 mod serve;
 
@@ -118,7 +120,7 @@ struct ServeArguments {
     print_config: bool,
 }
 
-/// What to ask of a running node.
+/// What to ask of a running node, or to do without one.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show the node, its pod and where it listens
@@ -139,12 +141,29 @@ enum Command {
     /// Hosts that may connect over NVMe from anywhere
     #[command(subcommand, after_help = EXIT_CODES)]
     Host(HostCommand),
+    /// Check whether this machine is fit for a node, or with --host for using volumes; needs no
+    /// node. Prints what is wrong and how to put it right; ends in 1 if anything is an ERR
+    #[command(after_help = EXIT_CODES)]
+    Doctor(doctor::DoctorArguments),
+    /// Print the completion of commands and options for a shell
+    #[command(after_help = EXIT_CODES)]
+    Completions {
+        /// Which shell
+        shell: manual::Shell,
+    },
+    /// Print the manual page of weft, or write those of all commands
+    #[command(after_help = EXIT_CODES)]
+    Man {
+        /// Write weft.1, weft-volume.1 and so on into this directory, which is made if need be
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
 }
 
 /// How to print.
 #[derive(Debug, Args)]
 struct OutputArguments {
-    /// Table for people, or JSON as the API answers it
+    /// Table for people; JSON or YAML with what the API answers
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }
@@ -154,6 +173,7 @@ struct OutputArguments {
 enum Format {
     Table,
     Json,
+    Yaml,
 }
 
 #[derive(Debug, Subcommand)]
@@ -289,7 +309,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let done = match arguments.command {
-        Some(command) => admin::run(command, &arguments.place.socket()),
+        Some(command) => admin::run(command, arguments.place),
         None if arguments.serve.print_config => output::print(DEFAULT_FILE),
         None => serve::run(arguments.place.data, arguments.serve),
     };

@@ -5,6 +5,8 @@ use std::io::Write;
 
 use serde::Serialize;
 
+use super::Format;
+use super::OutputArguments;
 use super::exit::FAILED;
 use super::exit::Failure;
 
@@ -24,8 +26,34 @@ pub(super) fn complain(message: &str) {
     let _ = writeln!(io::stderr().lock(), "weft: {message}");
 }
 
+/// Prints an answer: `text` of it for people, or the answer itself for programs.
+pub(super) fn show<T: Serialize>(
+    output: &OutputArguments,
+    answer: &T,
+    text: impl FnOnce(&T) -> String,
+) -> Result<(), Failure> {
+    print(&match output.output {
+        Format::Table => text(answer),
+        Format::Json => json(answer),
+        Format::Yaml => yaml(answer),
+    })
+}
+
+/// For what the API answers nothing to: a word for people.
+pub(super) fn say(output: &OutputArguments, text: &str) -> Result<(), Failure> {
+    match output.output {
+        Format::Table => print(text),
+        Format::Json | Format::Yaml => Ok(()),
+    }
+}
+
+/// `value` as YAML.
+fn yaml<T: Serialize>(value: &T) -> String {
+    yaml_serde::to_string(value).expect("our own types always encode")
+}
+
 /// `value` as JSON, indented.
-pub(super) fn json<T: Serialize>(value: &T) -> String {
+fn json<T: Serialize>(value: &T) -> String {
     let mut text = serde_json::to_string_pretty(value).expect("our own types always encode");
     text.push('\n');
     text
