@@ -13,6 +13,7 @@ use clap_complete::shells;
 use clap_mangen::Man;
 
 use super::Arguments;
+use super::doctor;
 use super::exit::FAILED;
 use super::exit::Failure;
 use super::output;
@@ -174,6 +175,10 @@ fn page(command: &Command) -> String {
     render().expect("memory takes all that is written");
     let mut text = String::from_utf8_lossy(&text).into_owned();
     text.push_str(&table("EXIT STATUS", EXIT_STATUS));
+    if name == "weft-doctor" {
+        text.push_str(&table("CHECKS", &doctor::checks(false)));
+        text.push_str(&table("CHECKS OF A HOST", &doctor::checks(true)));
+    }
     text.push_str(&files(&name));
     text.push_str(&examples(line_of(&command)));
     text.push_str(&see_also(&name));

@@ -47,9 +47,10 @@ pub(super) fn say(output: &OutputArguments, text: &str) -> Result<(), Failure> {
     }
 }
 
-/// `value` as YAML.
+/// `value` as YAML, in which every string stays on its line.
 fn yaml<T: Serialize>(value: &T) -> String {
-    yaml_serde::to_string(value).expect("our own types always encode")
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    serde_saphyr::to_string_with_options(value, options).expect("our own types always encode")
 }
 
 /// `value` as JSON, indented.
@@ -112,7 +113,35 @@ pub(super) fn facts(pairs: &[(&str, String)]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
+
+    proptest! {
+        /// Names are free text, and words such as `no` and `1e3` are something else in YAML.
+        #[test]
+        fn yaml_reads_back_as_what_it_was(texts in vec(any_text(), 0..4), number: u64, word: bool) {
+            let value = serde_json::json!({
+                "texts": texts, "number": number, "word": word, "nothing": null, "empty": {},
+            });
+            let read: serde_json::Value = yaml_serde::from_str(&yaml(&value)).expect("YAML");
+            prop_assert_eq!(read, value);
+        }
+    }
+
+    fn any_text() -> impl Strategy<Value = String> {
+        const TRICKY: &[&str] =
+            &["", "no", "on", "~", "null", "1e3", "0x1f", "1_000", "12:30", "- a", "a: b", "# a"];
+        prop_oneof![select(TRICKY).prop_map(str::to_owned), any::<String>()]
+    }
+
+    #[test]
+    fn words_that_older_yaml_takes_for_truth_are_quoted() {
+        let text = yaml(&["no", "on", "y", "12:30", "1e3"]);
+        assert!(text.lines().all(|line| line.ends_with('"')), "{text}");
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

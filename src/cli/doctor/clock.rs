@@ -34,7 +34,7 @@ pub(super) fn clock(facts: &Facts) -> Vec<Finding> {
     }
     vec![Finding::warn(
         "nobody keeps it right: times in logs and events will be off, and TLS may fail",
-        "apt-get install chrony",
+        facts.install(("chrony", "chrony")),
     )]
 }
 

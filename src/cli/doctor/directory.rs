@@ -13,6 +13,9 @@ use crate::units::bytes_u64;
 use crate::units::format_size;
 
 pub(super) fn data_dir(facts: &Facts) -> Vec<Finding> {
+    if facts.config().is_none() {
+        return Vec::new();
+    }
     let directory = &facts.asked.directory;
     let path = shell_word(&directory.path);
     let finding = match (directory.exists, directory.writable) {
@@ -32,6 +35,9 @@ pub(super) fn data_dir(facts: &Facts) -> Vec<Finding> {
 
 /// Each file system in which a file of the node lies.
 pub(super) fn file_system(facts: &Facts) -> Vec<Finding> {
+    if facts.config().is_none() {
+        return Vec::new();
+    }
     let in_files = |device: &&DeviceFacts| device.kind != Kind::Block;
     let files = facts.asked.devices.iter().filter(in_files).map(|device| &device.path);
     let mut mounts: Vec<Mount> = Vec::new();

@@ -109,7 +109,8 @@ pub(super) fn write_cache(facts: &Facts) -> Vec<Finding> {
             (false, _) => Finding::ok("no volatile write cache"),
             (true, true) => Finding::ok("volatile write cache, FUA"),
             (true, false) if disk.is_virtual(facts) => Finding::ok(
-                "volatile write cache, flushes are the hypervisor's: not cache=unsafe there",
+                "volatile write cache of a virtual disk: what is below must heed flushes (not \
+                 cache=unsafe)",
             ),
             (true, false) => Finding::warn(
                 "volatile write cache without FUA: each durable write flushes the whole cache",

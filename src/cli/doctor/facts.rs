@@ -117,6 +117,16 @@ pub(super) struct ListenFacts {
     pub(super) state: ListenState,
 }
 
+/// Distributions with the same packages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    Debian,
+    Ubuntu,
+    Fedora,
+    Suse,
+    Arch,
+}
+
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Address {
@@ -198,6 +208,46 @@ impl Facts {
             .iter()
             .map(|place| Path::new(place).join(name))
             .find(|path| self.exists(path))
+    }
+
+    /// The command that installs a package, by the name it has with Debian or with the others.
+    pub(super) fn install(&self, (debian, other): (&str, &str)) -> String {
+        match self.family() {
+            Family::Debian | Family::Ubuntu => format!("apt-get install {debian}"),
+            Family::Fedora => format!("dnf install {other}"),
+            Family::Suse => format!("zypper install {other}"),
+            Family::Arch => format!("pacman -S {other}"),
+        }
+    }
+
+    /// The command that brings modules a small kernel lacks.
+    pub(super) fn install_modules(&self) -> &'static str {
+        match self.family() {
+            Family::Ubuntu => "apt-get install \"linux-modules-extra-$(uname -r)\"",
+            Family::Debian => {
+                "apt-get install \"linux-image-$(dpkg --print-architecture)\", and reboot"
+            }
+            Family::Fedora => "dnf install \"kernel-modules-extra-$(uname -r)\"",
+            Family::Suse => "zypper install kernel-default, and reboot",
+            Family::Arch => "pacman -S linux, and reboot",
+        }
+    }
+
+    /// Whose packages the system has; Debian's if it does not say.
+    fn family(&self) -> Family {
+        let text = self.text("/etc/os-release").unwrap_or_default();
+        let names =
+            text.lines().filter(|line| line.starts_with("ID=") || line.starts_with("ID_LIKE="));
+        let names: Vec<&str> = names.flat_map(|line| line.split(['=', '"', ' '])).collect();
+        let families = [
+            ("ubuntu", Family::Ubuntu),
+            ("fedora", Family::Fedora),
+            ("rhel", Family::Fedora),
+            ("suse", Family::Suse),
+            ("arch", Family::Arch),
+        ];
+        let known = families.into_iter().find(|(name, _)| names.contains(name));
+        known.map_or(Family::Debian, |(_, family)| family)
     }
 
     /// Release of the running kernel, as in `6.1.0-18-amd64`.
@@ -360,6 +410,18 @@ pub(super) mod fake {
             disk: (8, 0),
             free_bytes: Some(100 << 30),
         }
+    }
+
+    #[test]
+    fn packages_are_installed_as_the_distribution_does_it() {
+        let install = |text| {
+            let system = System::new(&[("/etc/os-release", text)]);
+            Facts::new(&system.0, Asked::default()).install(("nbd-client", "nbd"))
+        };
+        assert_eq!(install("ID=debian\n"), "apt-get install nbd-client");
+        assert_eq!(install("ID=ubuntu\nID_LIKE=debian\n"), "apt-get install nbd-client");
+        assert_eq!(install("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n"), "dnf install nbd");
+        assert_eq!(install("ID=\"sles\"\nID_LIKE=\"suse\"\n"), "zypper install nbd");
     }
 
     #[test]

@@ -72,7 +72,7 @@ fn judge_module(
             format!("not loaded, and there is no /lib/modules/{release} to look for it in")
         }
     };
-    let fix = "apt-get install linux-image-amd64, and reboot";
+    let fix = facts.install_modules();
     match module(facts, other) {
         Module::Missing | Module::Unknown => Finding::error(found, fix),
         Module::Loaded | Module::BuiltIn | Module::Present => Finding::warn(found, fix),
@@ -100,17 +100,17 @@ pub(super) fn nbds_max(facts: &Facts) -> Vec<Finding> {
 }
 
 pub(super) fn nbd_client(facts: &Facts) -> Vec<Finding> {
-    program(facts, "nbd-client", "nbd-client")
+    program(facts, "nbd-client", ("nbd-client", "nbd"))
 }
 
 pub(super) fn nvme_cli(facts: &Facts) -> Vec<Finding> {
-    program(facts, "nvme", "nvme-cli")
+    program(facts, "nvme", ("nvme-cli", "nvme-cli"))
 }
 
-/// A program, and what it says of its version.
-fn program(facts: &Facts, name: &'static str, package: &str) -> Vec<Finding> {
+/// A program, and what it says of its version; its package as Debian calls it, and as others do.
+fn program(facts: &Facts, name: &'static str, packages: (&str, &str)) -> Vec<Finding> {
     vec![match facts.program(name) {
-        None => Finding::warn("not installed", format!("apt-get install {package}")),
+        None => Finding::warn("not installed", facts.install(packages)),
         Some(path) => {
             let answer = facts.asked.answers.get(name).map(String::as_str).unwrap_or_default();
             let digit = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit());
@@ -164,13 +164,11 @@ pub(super) fn identity(facts: &Facts) -> Vec<Finding> {
         Err(reason) => Finding::error(format!("'{nqn}' {reason}"), NEW_NQN),
         Ok(()) => Finding::ok(nqn.as_str()),
     };
-    let number = match (uuid::Uuid::parse_str(&id), nqn.rsplit_once("uuid:")) {
+    // It need not be the UUID in the name: Debian makes up two.
+    let number = match uuid::Uuid::parse_str(&id) {
         _ if id.is_empty() => Finding::warn("is missing", NEW_ID),
-        (Err(_), _) => Finding::error(format!("'{id}' is no UUID"), NEW_ID),
-        (Ok(id), Some((_, other))) if other.parse() != Ok(id) => {
-            Finding::warn("is not the UUID in hostnqn: nvme-cli warns at each use", NEW_ID)
-        }
-        (Ok(_), _) => Finding::ok(id.as_str()),
+        Err(_) => Finding::error(format!("'{id}' is no UUID"), NEW_ID),
+        Ok(_) => Finding::ok(id.as_str()),
     };
     vec![name.on("/etc/nvme/hostnqn"), number.on("/etc/nvme/hostid")]
 }
@@ -257,6 +255,6 @@ mod tests {
         assert_eq!(verdicts("", ""), (Verdict::Warn, Verdict::Warn));
         assert_eq!(verdicts("me", "me"), (Verdict::Error, Verdict::Error));
         let other = "7a3f6f0c-1d2e-4c57-9f0a-0e5a5d0e2f6b";
-        assert_eq!(verdicts(&nqn, other), (Verdict::Ok, Verdict::Warn));
+        assert_eq!(verdicts(&nqn, other), (Verdict::Ok, Verdict::Ok));
     }
 }

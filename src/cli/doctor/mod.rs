@@ -131,6 +131,12 @@ const HOST_CHECKS: &[Check] = &[
     check("reconnect", "what is listed to be attached at each start is", attached::reconnect),
 ];
 
+/// The checks of a node's machine, or of a host, each with what it looks at.
+pub(super) fn checks(host: bool) -> Vec<(&'static str, &'static str)> {
+    let checks = if host { HOST_CHECKS } else { NODE_CHECKS };
+    checks.iter().map(|check| (check.name, check.about)).collect()
+}
+
 /// All that was found.
 #[derive(Debug, Serialize)]
 struct Report {

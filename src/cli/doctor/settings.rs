@@ -8,18 +8,15 @@ use crate::cli::shell_word;
 
 pub(super) fn config(facts: &Facts) -> Vec<Finding> {
     let file = facts.asked.config_file.as_deref();
-    let finding = match &facts.asked.config {
-        None => Finding::skip("not read"),
-        Some(Err(reason)) => Finding::error(
+    vec![match (&facts.asked.config, file) {
+        (None, _) => Finding::skip("not read"),
+        // It names the file and the line.
+        (Some(Err(reason)), _) => Finding::error(
             reason.clone(),
-            "weft --print-config shows every key with what it may be",
+            "weft --print-config, which shows every key with what it may be",
         ),
-        Some(Ok(_)) if file.is_none() => Finding::ok("the defaults; --config FILE for others"),
-        Some(Ok(_)) => Finding::ok("valid"),
-    };
-    vec![match file {
-        Some(file) => finding.on(file.display().to_string()),
-        None => finding,
+        (Some(Ok(_)), None) => Finding::ok("the defaults; --config FILE for others"),
+        (Some(Ok(_)), Some(file)) => Finding::ok("valid").on(file.display().to_string()),
     }]
 }
 
