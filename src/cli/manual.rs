@@ -155,14 +155,12 @@ fn page(command: &Command) -> String {
     // Exit codes have a section of their own here.
     let command = command.clone().after_help(None::<&str>);
     let name = page_name(&command).to_owned();
-    let man = Man::new(command.clone())
-        .title(name.to_uppercase())
-        .date("")
-        .source(format!("weft {}", env!("CARGO_PKG_VERSION")))
-        .manual("Weft");
-    let mut text = Vec::new();
+    let man = Man::new(command.clone());
+    // No date: pages of one version are the same whenever they are written.
+    let title = name.to_uppercase();
+    let version = env!("CARGO_PKG_VERSION");
+    let mut text = format!(".TH {title} 1 \"\" \"weft {version}\" \"Weft\"\n").into_bytes();
     let mut render = || -> std::io::Result<()> {
-        man.render_title(&mut text)?;
         man.render_name_section(&mut text)?;
         man.render_synopsis_section(&mut text)?;
         man.render_description_section(&mut text)?;
@@ -215,7 +213,8 @@ fn examples(line: &str) -> String {
             continue;
         }
         if !purpose.is_empty() {
-            text.push_str(&format!(".PP\n{}:\n", escaped(purpose)));
+            let paragraph = if text.ends_with(".RE\n") { ".PP\n" } else { "" };
+            text.push_str(&format!("{paragraph}{}:\n", escaped(purpose)));
         }
         text.push_str(&format!(".PP\n.RS 4\n.nf\n{}\n.fi\n.RE\n", escaped(example)));
     }

@@ -133,7 +133,7 @@ fn room(facts: &Facts, device_bytes: Option<u64>, count: u64, wanted: u64, free:
             format!("du -xh --max-depth=2 {directory}/.., and make room"),
         );
     }
-    let fits = (free / 2 / count.max(1) >> 20).max(1);
+    let fits = ((free / 2 / count.max(1)) >> 20).max(1);
     if fits << 20 < DEVICE_BYTES_MIN {
         let least = format_size(DEVICE_BYTES_MIN * bytes_u64(facts.asked.devices.len()));
         return Finding::error(
@@ -160,7 +160,7 @@ mod tests {
 
     fn directory(exists: bool, writable: bool) -> Asked {
         let path = "/srv/weft".into();
-        let directory = DirectoryFacts { path, exists, writable, pod: false };
+        let directory = DirectoryFacts { path, exists, writable, ..DirectoryFacts::default() };
         Asked { directory, ..configured("") }
     }
 

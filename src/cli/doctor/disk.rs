@@ -170,7 +170,8 @@ pub(super) fn scheduler(facts: &Facts) -> Vec<Finding> {
 /// together.
 pub(super) fn shared_disks(facts: &Facts) -> Vec<Finding> {
     let Some(config) = facts.config() else { return Vec::new() };
-    let parity = config.pod.parity_strips;
+    let recorded = facts.asked.directory.parity_strips;
+    let parity = recorded.unwrap_or(config.pod.parity_strips);
     let disks = disks(facts);
     if disks.is_empty() {
         return vec![Finding::skip("the devices lie on no disk that /sys/block names")];
@@ -247,6 +248,9 @@ mod tests {
         let verdict = |count| system(&[]).verdict(shared_disks, asked(count));
         assert_eq!(verdict(2), Verdict::Ok);
         assert_eq!(verdict(3), Verdict::Warn);
+        let mut recorded = asked(2);
+        recorded.directory.parity_strips = Some(1);
+        assert_eq!(system(&[]).verdict(shared_disks, recorded), Verdict::Warn);
         assert_eq!(System::new(&[]).verdict(shared_disks, asked(6)), Verdict::Skip);
     }
 

@@ -63,6 +63,8 @@ pub(super) struct DirectoryFacts {
     pub(super) writable: bool,
     /// Whether a pod was created here: its devices are then those the directory's record names.
     pub(super) pod: bool,
+    /// How many devices that pod may lose, if the record says so.
+    pub(super) parity_strips: Option<usize>,
 }
 
 /// A device of the pod, or a file that would become one.

@@ -87,7 +87,15 @@ fn directory(path: &Path) -> DirectoryFacts {
     let exists = path.is_dir();
     let writable = rustix::fs::access(existing(&path), Access::WRITE_OK | Access::EXEC_OK).is_ok();
     let pod = path.join("pod.json").exists();
-    DirectoryFacts { path, exists, writable, pod }
+    let parity_strips = record(&path).and_then(|record| record["parity_strips"].as_u64());
+    let parity_strips = parity_strips.and_then(|strips| usize::try_from(strips).ok());
+    DirectoryFacts { path, exists, writable, pod, parity_strips }
+}
+
+/// What the directory says of its pod. A node that starts reads it with more care.
+fn record(directory: &Path) -> Option<serde_json::Value> {
+    let text = fs::read_to_string(directory.join("pod.json")).ok()?;
+    serde_json::from_str(&text).ok()
 }
 
 /// The path without links; what is not there yet is made of the nearest directory that is.
@@ -107,8 +115,7 @@ fn existing(path: &Path) -> &Path {
 /// The devices the configuration lists, else those the directory's record does, else the defaults.
 fn device_paths(config: &Config, directory: &DirectoryFacts) -> Vec<PathBuf> {
     let recorded = || -> Option<Vec<PathBuf>> {
-        let text = fs::read_to_string(directory.path.join("pod.json")).ok()?;
-        let record: serde_json::Value = serde_json::from_str(&text).ok()?;
+        let record = record(&directory.path)?;
         let path = |device: &serde_json::Value| Some(directory.path.join(device["path"].as_str()?));
         record["devices"].as_array()?.iter().map(path).collect()
     };

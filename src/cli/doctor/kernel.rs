@@ -57,7 +57,7 @@ pub(super) fn open_files(facts: &Facts) -> Vec<Finding> {
         return vec![Finding::skip("/proc/self/limits cannot be read")];
     };
     let connections = config.nbd.connections_max + config.nvme_tcp.connections_max;
-    let devices = config.pod.devices.len();
+    let devices = facts.asked.devices.len();
     let needed = crate::units::bytes_u64(connections + devices) + FILES_OTHER;
     let limit = match hard {
         u64::MAX => "unlimited".to_owned(),

@@ -23,7 +23,7 @@ pub(super) fn memory(facts: &Facts) -> Vec<Finding> {
     let group = group_limit(facts).filter(|limit| *limit < total);
     let most = group.unwrap_or(total);
     let takes = format!("a node takes up to {}", format_size(needed));
-    let smaller = format!("[memory] cache = \"{}MiB\"", (most / 2 >> 20).max(1));
+    let smaller = format!("[memory] cache = \"{}MiB\"", ((most / 2) >> 20).max(1));
     let finding = if needed > most {
         let of = if group.is_some() { "its control group may use" } else { "the machine has" };
         Finding::error(format!("{takes}, and {of} {}", format_size(most)), smaller)

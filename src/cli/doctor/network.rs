@@ -34,7 +34,7 @@ fn judge(facts: &Facts, listen: &ListenFacts) -> Finding {
             ),
             Address::Unix(path) => Finding::error(
                 "another process listens there, or it is no socket",
-                format!("fuser -v {}, or another {}", shell_word(path), listen.key),
+                format!("ss -lxp src {}, or another {}", shell_word(path), listen.key),
             ),
         },
         ListenState::Forbidden => Finding::error(

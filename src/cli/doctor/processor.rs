@@ -26,7 +26,7 @@ pub(super) fn processor(facts: &Facts) -> Vec<Finding> {
     let name = |row: &(&'static str, &'static str, &'static str)| if arm { row.1 } else { row.0 };
     let (there, missing): (Vec<_>, Vec<_>) = INSTRUCTIONS.iter().partition(|row| has(name(row)));
     if missing.is_empty() {
-        let names: Vec<_> = there.iter().map(|row| name(row)).collect();
+        let names: Vec<_> = there.iter().copied().map(name).collect();
         return vec![Finding::ok(names.join(", "))];
     }
     let slow = missing.iter().map(|row| format!("no {}: {} will be slow", name(row), row.2));
