@@ -141,8 +141,10 @@ enum Command {
     /// Hosts that may connect over NVMe from anywhere
     #[command(subcommand, after_help = EXIT_CODES)]
     Host(HostCommand),
-    /// Check whether this machine is fit for a node, or with --host for using volumes; needs no
-    /// node. Prints what is wrong and how to put it right; ends in 1 if anything is an ERR
+    /// Check whether this machine is fit for a node, or with --host for using volumes
+    ///
+    /// Needs no node, and changes nothing. Prints what is wrong and how to put it right. Ends in 1
+    /// if anything is an ERR: a node would not start, or lose what it acknowledged.
     #[command(after_help = EXIT_CODES)]
     Doctor(doctor::DoctorArguments),
     /// Print the completion of commands and options for a shell
@@ -163,7 +165,7 @@ enum Command {
 /// How to print.
 #[derive(Debug, Args)]
 struct OutputArguments {
-    /// Table for people; JSON or YAML with what the API answers
+    /// Table for people; JSON or YAML for programs, with every field
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }

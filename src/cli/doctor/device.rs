@@ -28,7 +28,11 @@ fn device_of(facts: &Facts, device: &DeviceFacts) -> Finding {
         Opened::No => Finding::skip("not tried"),
         Opened::Busy(reason) => busy(facts, device, reason),
         Opened::Refused(reason) => {
-            Finding::error(reason.clone(), format!("chown \"$USER\" {path}, or run weft as root"))
+            let fix = match device.kind {
+                Kind::Block => "usermod -aG disk \"$USER\", and log in again".to_owned(),
+                _ => format!("chown \"$USER\" {path}"),
+            };
+            Finding::error(reason.clone(), fix)
         }
         Opened::Yes { length, .. } if *length < DEVICE_BYTES_MIN => {
             let (has, least) = (format_size(*length), format_size(DEVICE_BYTES_MIN));

@@ -38,8 +38,7 @@ pub(super) fn file_system(facts: &Facts) -> Vec<Finding> {
     if facts.config().is_none() {
         return Vec::new();
     }
-    let in_files = |device: &&DeviceFacts| device.kind != Kind::Block;
-    let files = facts.asked.devices.iter().filter(in_files).map(|device| &device.path);
+    let files = files(facts).map(|device| &device.path);
     let mut mounts: Vec<Mount> = Vec::new();
     for path in std::iter::once(&facts.asked.directory.path).chain(files) {
         let mount = facts.mount_of(path);
@@ -50,6 +49,15 @@ pub(super) fn file_system(facts: &Facts) -> Vec<Finding> {
     }
     let subject = |mount: &Mount| mount.point.display().to_string();
     mounts.iter().map(|mount| mounted(mount).on(subject(mount))).collect()
+}
+
+/// Devices that are files, or would become some. What is missing below /dev is no file's place.
+fn files(facts: &Facts) -> impl Iterator<Item = &DeviceFacts> {
+    facts.asked.devices.iter().filter(|device| match device.kind {
+        Kind::File { .. } => true,
+        Kind::Missing => !device.path.starts_with("/dev"),
+        Kind::Block | Kind::Other(_) => false,
+    })
 }
 
 fn mounted(mount: &Mount) -> Finding {
@@ -95,34 +103,41 @@ fn mounted(mount: &Mount) -> Finding {
 /// Device files are sparse: what is promised to the pod must still find room when it is written.
 pub(super) fn space(facts: &Facts) -> Vec<Finding> {
     let Some(config) = facts.config() else { return Vec::new() };
-    // By file system: how many devices, what they may still take, and what is free.
-    let mut systems: BTreeMap<_, (u64, u64, u64)> = BTreeMap::new();
-    for device in &facts.asked.devices {
+    // By file system: one of its files, how many there are, what they may still take, what is free.
+    let mut systems: BTreeMap<_, (&DeviceFacts, u64, u64, u64)> = BTreeMap::new();
+    for device in files(facts) {
         let Some(free) = device.free_bytes else { continue };
         let wanted = match device.kind {
             Kind::File { length, allocated } => length.saturating_sub(allocated),
             Kind::Missing => config.pod.device_bytes.unwrap_or(DEVICE_BYTES_MIN),
             Kind::Block | Kind::Other(_) => 0,
         };
-        let entry = systems.entry(device.disk).or_insert((0, 0, free));
-        entry.0 += 1;
-        entry.1 += wanted;
+        let entry = systems.entry(device.disk).or_insert((device, 0, 0, free));
+        entry.1 += 1;
+        entry.2 += wanted;
     }
     if systems.is_empty() {
         return vec![Finding::ok("no device is a file")];
     }
-    let judge = |(count, wanted, free)| room(facts, config.pod.device_bytes, count, wanted, free);
+    let judge = |(device, count, wanted, free): (&DeviceFacts, u64, u64, u64)| {
+        let found = room(facts, config.pod.device_bytes, count, wanted, free);
+        match facts.mount_of(&device.path) {
+            Some(mount) => found.on(mount.point.display().to_string()),
+            None => found,
+        }
+    };
     systems.into_values().map(judge).collect()
 }
 
 fn room(facts: &Facts, device_bytes: Option<u64>, count: u64, wanted: u64, free: u64) -> Finding {
-    let fresh = facts.asked.devices.iter().any(|device| device.kind == Kind::Missing);
+    let fresh = files(facts).any(|device| device.kind == Kind::Missing);
     let (size, has) = (format_size(wanted), format_size(free));
-    let found = format!("{count} device files may still take {size}, and {has} is free");
+    let files = if count == 1 { "device file" } else { "device files" };
+    let found = format!("{count} {files} may still take {size}, and {has} is free");
     if free >= wanted {
         return match (fresh, device_bytes) {
             // How long they will be is then half of what is free, or less.
-            (true, None) => Finding::ok(format!("{has} is free for {count} device files")),
+            (true, None) => Finding::ok(format!("{has} is free for {count} {files}")),
             _ => Finding::ok(found),
         };
     }

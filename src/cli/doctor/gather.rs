@@ -145,13 +145,20 @@ fn device(path: &Path) -> DeviceFacts {
         _ => fs::metadata(&holder).map_or((0, 0), |holder| number(holder.dev())),
     };
     let opened = match kind {
-        Kind::File { .. } | Kind::Block => opened(FileDevice::open(&path, OpenMode::ReadWrite)),
+        Kind::File { .. } | Kind::Block => match accessible(&path) {
+            true => opened(FileDevice::open(&path, OpenMode::ReadWrite)),
+            false => Opened::Refused("this user may not read and write it".to_owned()),
+        },
         Kind::Missing | Kind::Other(_) => Opened::No,
     };
     let free = || rustix::fs::statvfs(&holder).ok().map(|free| free.f_bavail * free.f_frsize);
     let free_bytes = if kind == Kind::Block { None } else { free() };
     let path = if kind == Kind::Missing { absolute(&path) } else { path };
     DeviceFacts { path, kind, opened, disk, free_bytes }
+}
+
+fn accessible(path: &Path) -> bool {
+    rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK).is_ok()
 }
 
 fn number(device: u64) -> Number {
