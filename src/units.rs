@@ -127,6 +127,27 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is larger than 16 EiB"))
 }
 
+/// Reads a length of time as people write it, in seconds: `30s`, `5m`, `2h`, `7d`, `90`.
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub fn parse_duration_s(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("'{text}' is not a time: write a whole number and a unit, as 5m"))?;
+    let seconds = match unit.trim() {
+        "" | "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "d" => 86400,
+        other => return Err(format!("unknown unit '{other}': use s, m, h or d")),
+    };
+    number.checked_mul(seconds).ok_or_else(|| format!("'{text}' is too long"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +158,20 @@ mod tests {
             assert_eq!(parse_size(&format_size(bytes)), Ok(bytes));
         }
         assert_eq!(format_size(1536), "1.5 KiB");
+    }
+
+    #[test]
+    fn times_are_read_in_seconds() {
+        for (text, seconds) in
+            [("90", 90), ("30s", 30), ("5m", 300), ("2 h", 7200), ("7d", 604_800)]
+        {
+            assert_eq!(parse_duration_s(text), Ok(seconds), "{text}");
+        }
+        for text in
+            ["", "m", "-1m", "1.5h", "5 weeks", "999999999999999999999d", "99999999999999999d"]
+        {
+            assert!(parse_duration_s(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@
 //! | `POST /v1/hosts` | [`Host`] | 201 and the [`Host`] |
 //! | `DELETE /v1/hosts/{nqn}` | | 204 |
 //! | `GET /v1/stats` | | [`Stats`] |
+//! | `GET /v1/history?from_ms=A&to_ms=B&step_ms=S` | | array of [`Stats`] recorded between two times, at least so far apart, oldest first, 600 at most |
 //! | `GET /v1/connections` | | array of [`Connection`], in order of id |
 //! | `GET /v1/events?after=N` | | array of [`Event`] after the N-th, oldest first; the newest 1000 are kept |
 //! | `GET /v1/log` | | [`LogLevel`] |

@@ -45,6 +45,7 @@ const FILES: &[(&str, &str)] = &[
          devices do not, and is never edited by hand",
     ),
     ("DIR/devices/dev-0.img ...", "devices of the pod, unless pod.devices names others"),
+    ("DIR/history.redb", "recorded counts (history.size); may be deleted while no node runs"),
     ("DIR/weft.sock", "the management API, for the commands (api.socket)"),
     ("DIR/nbd.sock", "NBD for this machine (nbd.unix_socket)"),
 ];
@@ -88,6 +89,7 @@ const EXAMPLES: &[(&str, &str, &str)] = &[
     ("weft host add", "Let a host in", "weft host add nqn.2014-08.org.example:db1"),
     ("weft host list", "Who may connect", "weft host list"),
     ("weft host remove", "Lock it out", "weft host remove nqn.2014-08.org.example:db1"),
+    ("weft explain", "Why is it slow?", "weft explain db --last 5m"),
     ("weft top", "Watch a node", "weft top"),
     ("weft top", "Figures for a script, once", "weft top --mode json --once"),
     ("weft doctor", "Is this machine fit for a node?", "weft doctor --config weft.toml"),

@@ -28,6 +28,7 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::net::UnixListener;
 use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use weft_api::Connection;
 use weft_api::CreateVolume;
@@ -44,6 +45,7 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::observe::event;
+use crate::observe::history::History;
 use crate::observe::log;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::format_size;
@@ -63,6 +65,9 @@ use problem::Refusal;
 /// Longest request body, in bytes: far above any request there is.
 const BODY_BYTES_MAX: usize = 64 << 10;
 
+/// Samples in one answer. A client that wants more asks again from where it ends.
+const HISTORY_SAMPLES_MAX: usize = 600;
+
 /// What the API answers from.
 pub struct Management {
     pod: PodHandle,
@@ -77,6 +82,8 @@ pub struct NodeFacts {
     pub data_dir: PathBuf,
     /// The machine's clock.
     pub env: EnvRef,
+    /// What was counted before; `None` if it is not recorded.
+    pub history: Option<Arc<History>>,
     /// When it began to serve.
     pub started: Instant,
     /// Threads that serve hosts.
@@ -124,6 +131,12 @@ impl Management {
         self.pod.pod().volumes().iter().map(view::volume).collect()
     }
 
+    /// The time by the node's clock, in milliseconds since 1970.
+    #[must_use]
+    pub fn unix_ms(&self) -> u64 {
+        self.node.env.unix_ms()
+    }
+
     /// What `GET /v1/stats` answers.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -131,7 +144,7 @@ impl Management {
         let status = pod.status();
         let devices = status.devices.iter().zip(pod.device_latencies());
         Stats {
-            unix_ms: self.node.env.unix_ms(),
+            unix_ms: self.unix_ms(),
             uptime_ms: u64::try_from(self.node.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             pod: view::pod(&status),
             devices: devices
@@ -295,6 +308,7 @@ fn router(management: Arc<Management>) -> Router {
         .route("/v1/hosts", get(list_hosts).post(add_host))
         .route("/v1/hosts/{nqn}", delete(remove_host))
         .route("/v1/stats", get(show_stats))
+        .route("/v1/history", get(show_history))
         .route("/v1/connections", get(list_connections))
         .route("/v1/events", get(list_events))
         .route("/v1/log", get(show_log).put(set_log))
@@ -315,6 +329,40 @@ async fn show_pod(State(management): Shared) -> Response {
 
 async fn show_stats(State(management): Shared) -> Response {
     axum::Json(management.stats()).into_response()
+}
+
+/// Which samples to show.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HistoryRange {
+    #[serde(default)]
+    from_ms: u64,
+    #[serde(default = "end_of_time")]
+    to_ms: u64,
+    #[serde(default)]
+    step_ms: u64,
+}
+
+fn end_of_time() -> u64 {
+    u64::MAX
+}
+
+/// Samples are kept as the JSON they are answered as.
+async fn show_history(
+    State(management): Shared,
+    query: Result<Query<HistoryRange>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    const OP: &str = "read history";
+    let Query(range) = query.map_err(|refused| Refusal::query(&refused))?;
+    let history = management.node.history.clone().ok_or_else(|| {
+        Error::new(ErrorKind::Unsupported, OP).context("the node records none: see history.size")
+    })?;
+    let read = spawn_blocking(move || {
+        history.range(range.from_ms, range.to_ms, range.step_ms, HISTORY_SAMPLES_MAX)
+    });
+    let samples = read.await.map_err(|_| Error::new(ErrorKind::ShuttingDown, OP))??;
+    let body = [b"[", samples.join(&b","[..]).as_slice(), b"]"].concat();
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 async fn list_connections(State(management): Shared) -> Response {

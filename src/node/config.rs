@@ -58,6 +58,8 @@ pub struct Config {
     pub api_socket: PathBuf,
     /// TCP addresses at which Prometheus finds metrics.
     pub metrics_listen: Vec<SocketAddr>,
+    /// Disk space for recorded counts, in bytes; 0: none are recorded.
+    pub history_bytes: u64,
     /// How to log.
     pub log: LogConfig,
     /// Let blank devices take the places of missing ones at this start.
