@@ -83,10 +83,11 @@ pub struct NodeStatus {
     pub volume_count: usize,
 }
 
-/// An address at which hosts connect.
+/// An address at which the node listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
-    /// `nbd`, `nvme`, or `nvme-discovery` where hosts look for the discovery log.
+    /// `nbd`, `nvme`, `nvme-discovery` where hosts look for the discovery log, or `metrics` where
+    /// Prometheus looks.
     pub protocol: String,
     /// `tcp` or `unix`.
     pub transport: String,

@@ -36,6 +36,7 @@ pub(super) fn text(status: &NodeStatus, volumes: &[Volume]) -> String {
         let protocol = match listener.protocol.as_str() {
             "nvme" => "NVMe",
             "nvme-discovery" => "discovery",
+            "metrics" => "metrics",
             _ => "NBD",
         };
         text.push_str(&format!("  {protocol:<9}  {} {}\n", listener.transport, listener.address));

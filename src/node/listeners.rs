@@ -26,11 +26,13 @@ use crate::error::Result;
 /// Connections that may wait to be accepted, as the kernel's own default bound.
 const BACKLOG: i32 = 1024;
 
-/// All listeners of hosts.
+/// All listeners but the API's.
+#[derive(Default)]
 pub(super) struct Listeners {
     pub(super) tcp: Vec<TcpListener>,
     pub(super) nvme: Vec<TcpListener>,
     pub(super) unix: Vec<BoundUnix>,
+    pub(super) metrics: Vec<TcpListener>,
     /// The same for people.
     pub(super) described: Vec<weft_api::Listener>,
 }
@@ -57,9 +59,12 @@ impl Listeners {
     ///
     /// # Errors
     /// `Busy` if an address or a path is in use.
-    pub(super) fn open(config: &NbdConfig, nvme: &NvmeTcpConfig) -> Result<Self> {
-        let mut listeners =
-            Self { tcp: Vec::new(), nvme: Vec::new(), unix: Vec::new(), described: Vec::new() };
+    pub(super) fn open(
+        config: &NbdConfig,
+        nvme: &NvmeTcpConfig,
+        metrics: &[SocketAddr],
+    ) -> Result<Self> {
+        let mut listeners = Self::default();
         listeners.open_nbd(config)?;
         for listener in &mut listeners.described {
             listener.tls = config.tls.is_some() && listener.transport == "tcp";
@@ -70,11 +75,19 @@ impl Listeners {
         let addresses =
             [described(&nvme.listen, "nvme"), described(&nvme.discovery, "nvme-discovery")];
         for (address, protocol) in addresses.into_iter().flatten() {
-            let listener = bind_tcp(address, "listen for NVMe/TCP", "--nvme-tcp")?;
+            let listener = bind_tcp(address, "listen for NVMe/TCP", "--nvme-tcp ADDRESS:PORT")?;
             let bound = unblock(&listener)
                 .map_err(|error| failed("listen for NVMe/TCP", "a TCP socket", error))?;
             listeners.describe(protocol, "tcp", bound.to_string());
             listeners.nvme.push(listener);
+        }
+        for address in metrics {
+            let listener =
+                bind_tcp(*address, "listen for Prometheus", "metrics.listen in the configuration")?;
+            let bound = unblock(&listener)
+                .map_err(|error| failed("listen for Prometheus", "a TCP socket", error))?;
+            listeners.describe("metrics", "tcp", bound.to_string());
+            listeners.metrics.push(listener);
         }
         Ok(listeners)
     }
@@ -94,7 +107,7 @@ impl Listeners {
             return Ok(());
         }
         for address in &config.listen {
-            self.add_tcp(bind_tcp(*address, "listen for NBD", "--nbd")?)?;
+            self.add_tcp(bind_tcp(*address, "listen for NBD", "--nbd ADDRESS:PORT")?)?;
         }
         if let Some(path) = &config.unix_socket {
             let bound = bind_unix(path, Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP)?;
@@ -143,25 +156,6 @@ impl Listeners {
     }
 }
 
-/// Listens for Prometheus.
-///
-/// # Errors
-/// `Busy` if an address is in use.
-pub(super) fn bind_metrics(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>> {
-    const OP: &str = "listen for metrics";
-    let bind = |address: &SocketAddr| {
-        let bound = TcpListener::bind(address).and_then(|listener| {
-            listener.set_nonblocking(true)?;
-            Ok(listener)
-        });
-        bound.map_err(|error| {
-            failed(OP, &address.to_string(), error)
-                .context("see metrics.listen in the configuration")
-        })
-    };
-    addresses.iter().map(bind).collect()
-}
-
 /// Prepares a socket for the reactor and tells where it listens.
 fn unblock(listener: &TcpListener) -> io::Result<SocketAddr> {
     listener.set_nonblocking(true)?;
@@ -172,7 +166,7 @@ fn bind_tcp(address: SocketAddr, op: &'static str, option: &str) -> Result<TcpLi
     TcpListener::bind(address).map_err(|error| {
         let failed = failed(op, &address.to_string(), error);
         match failed.kind() {
-            ErrorKind::Busy => failed.context(format!("choose another with {option} ADDRESS:PORT")),
+            ErrorKind::Busy => failed.context(format!("choose another with {option}")),
             _ => failed,
         }
     })

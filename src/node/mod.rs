@@ -145,8 +145,7 @@ impl Node {
         allow_open_files();
         let directory = Arc::new(open_directory(&config.data_dir).await?);
         let nbd = nbd_options(&config.nbd)?;
-        let listeners = Listeners::open(&config.nbd, &config.nvme_tcp)?;
-        let metrics = listeners::bind_metrics(&config.metrics_listen)?;
+        let mut listeners = Listeners::open(&config.nbd, &config.nvme_tcp, &config.metrics_listen)?;
         let api = listeners::bind_unix(&config.api_socket, Mode::RUSR | Mode::WUSR)?;
 
         let engine = start_engine(Arc::clone(&directory), config.clone()).await?;
@@ -159,7 +158,7 @@ impl Node {
         let facts = node_facts(&directory, &targets, &data_plane, &listeners);
         let management = Management::new(engine.pod.clone(), facts);
         let api = ApiServer::start(Arc::clone(&management), api)?;
-        let metrics = serve_metrics(&management, metrics)?;
+        let metrics = serve_metrics(&management, std::mem::take(&mut listeners.metrics))?;
 
         let mut node = Self {
             management,
