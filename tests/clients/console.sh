@@ -128,12 +128,17 @@ sees 'needs 80 columns'
 terminal resize-window -t console -x 80 -y 24
 sees '^.vol0'
 
-say 'the terminal is given back on q and on SIGTERM'
+say 'the terminal is given back on q and on signals'
 keys q
 expect_given_back
 keys "$WEFT top --ascii --data $DATA" Enter
 sees '^\+ Pod -+'
 pkill -TERM -P "$(terminal display-message -p -t console '#{pane_pid}')" weft
+expect_given_back
+sees 'a signal ended the console'
+keys clear Enter "$WEFT top --data $DATA" Enter
+sees 'healthy +live'
+pkill -HUP -P "$(terminal display-message -p -t console '#{pane_pid}')" weft
 expect_given_back
 sees 'a signal ended the console'
 
