@@ -17,23 +17,25 @@ use weft_api::VolumeHosts;
 use super::Command;
 use super::DeviceCommand;
 use super::ExportCommand;
-use super::Format;
 use super::HostCommand;
-use super::OutputArguments;
+use super::Place;
 use super::PodCommand;
 use super::VolumeCommand;
+use super::doctor;
 use super::exit::FAILED;
 use super::exit::Failure;
 use super::export::Export;
-use super::output;
+use super::manual;
 use super::output::Table;
 use super::output::facts;
-use super::output::json;
+use super::output::say;
+use super::output::show;
 use super::top;
 use crate::units::format_size;
 
-/// Runs one command against the node whose API socket is `socket`.
-pub(super) fn run(command: Command, socket: &Path) -> Result<(), Failure> {
+/// Runs one command, against the node of `place` unless it needs none.
+pub(super) fn run(command: Command, place: Place) -> Result<(), Failure> {
+    let socket = &place.socket();
     match command {
         Command::Status(output) => {
             let status = ask(socket, async |client| client.status().await)?;
@@ -56,6 +58,9 @@ pub(super) fn run(command: Command, socket: &Path) -> Result<(), Failure> {
         }
         Command::Host(command) => host(command, socket),
         Command::Top(arguments) => top::run(arguments, socket),
+        Command::Doctor(arguments) => doctor::run(place.data, arguments),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { out } => manual::pages(out.as_deref()),
     }
 }
 
@@ -122,25 +127,6 @@ where
     let runtime = runtime
         .map_err(|error| Failure { code: FAILED, message: format!("start a runtime: {error}") })?;
     Ok(runtime.block_on(request(Client::new(socket)))?)
-}
-
-fn show<T: serde::Serialize>(
-    output: &OutputArguments,
-    answer: &T,
-    text: impl FnOnce(&T) -> String,
-) -> Result<(), Failure> {
-    output::print(&match output.output {
-        Format::Table => text(answer),
-        Format::Json => json(answer),
-    })
-}
-
-/// For what the API answers nothing to: a word for people.
-fn say(output: &OutputArguments, text: &str) -> Result<(), Failure> {
-    match output.output {
-        Format::Table => output::print(text),
-        Format::Json => Ok(()),
-    }
 }
 
 fn status_text(status: &NodeStatus) -> String {

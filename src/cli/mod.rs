@@ -1,5 +1,5 @@
 //! The command line: without a command `weft` is the node; each command is a thin client of a
-//! running node's management API.
+//! running node's management API, but for `doctor`, `completions` and `man`, which need no node.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -20,8 +20,10 @@ use crate::units;
 
 mod admin;
 mod banner;
+mod doctor;
 mod exit;
 mod export;
+mod manual;
 mod output;
 mod serve;
 mod top;
@@ -145,7 +147,7 @@ struct LookArguments {
     theme: Option<PathBuf>,
 }
 
-/// What to ask of a running node.
+/// What to ask of a running node, or to do without one.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show the node, its pod and where it listens
@@ -169,12 +171,31 @@ enum Command {
     /// Watch a running node: a console on a terminal, text, JSON or CSV elsewhere
     #[command(after_help = EXIT_CODES)]
     Top(top::TopArguments),
+    /// Check whether this machine is fit for a node, or with --host for using volumes
+    ///
+    /// Needs no node, and changes nothing. Prints what is wrong and how to put it right. Ends in 1
+    /// if anything is an ERR: a node would not start, or lose what it acknowledged.
+    #[command(after_help = EXIT_CODES)]
+    Doctor(doctor::DoctorArguments),
+    /// Print the completion of commands and options for a shell
+    #[command(after_help = EXIT_CODES)]
+    Completions {
+        /// Which shell
+        shell: manual::Shell,
+    },
+    /// Print the manual page of weft, or write those of all commands
+    #[command(after_help = EXIT_CODES)]
+    Man {
+        /// Write weft.1, weft-volume.1 and so on into this directory, which is made if need be
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
 }
 
 /// How to print.
 #[derive(Debug, Args)]
 struct OutputArguments {
-    /// Table for people, or JSON as the API answers it
+    /// Table for people; JSON or YAML for programs, with every field
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }
@@ -184,6 +205,7 @@ struct OutputArguments {
 enum Format {
     Table,
     Json,
+    Yaml,
 }
 
 #[derive(Debug, Subcommand)]
@@ -319,7 +341,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let done = match arguments.command {
-        Some(command) => admin::run(command, &arguments.place.socket()),
+        Some(command) => admin::run(command, arguments.place),
         None if arguments.serve.print_config => output::print(DEFAULT_FILE),
         None => serve::run(arguments.place.data, arguments.serve),
     };

@@ -5,6 +5,8 @@ use std::io::Write;
 
 use serde::Serialize;
 
+use super::Format;
+use super::OutputArguments;
 use super::exit::FAILED;
 use super::exit::Failure;
 
@@ -24,8 +26,35 @@ pub(super) fn complain(message: &str) {
     let _ = writeln!(io::stderr().lock(), "weft: {message}");
 }
 
+/// Prints an answer: `text` of it for people, or the answer itself for programs.
+pub(super) fn show<T: Serialize>(
+    output: &OutputArguments,
+    answer: &T,
+    text: impl FnOnce(&T) -> String,
+) -> Result<(), Failure> {
+    print(&match output.output {
+        Format::Table => text(answer),
+        Format::Json => json(answer),
+        Format::Yaml => yaml(answer),
+    })
+}
+
+/// For what the API answers nothing to: a word for people.
+pub(super) fn say(output: &OutputArguments, text: &str) -> Result<(), Failure> {
+    match output.output {
+        Format::Table => print(text),
+        Format::Json | Format::Yaml => Ok(()),
+    }
+}
+
+/// `value` as YAML, in which every string stays on its line.
+fn yaml<T: Serialize>(value: &T) -> String {
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    serde_saphyr::to_string_with_options(value, options).expect("our own types always encode")
+}
+
 /// `value` as JSON, indented.
-pub(super) fn json<T: Serialize>(value: &T) -> String {
+fn json<T: Serialize>(value: &T) -> String {
     let mut text = serde_json::to_string_pretty(value).expect("our own types always encode");
     text.push('\n');
     text
@@ -84,7 +113,35 @@ pub(super) fn facts(pairs: &[(&str, String)]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
+
+    proptest! {
+        /// Names are free text, and words such as `no` and `1e3` are something else in YAML.
+        #[test]
+        fn yaml_reads_back_as_what_it_was(texts in vec(any_text(), 0..4), number: u64, word: bool) {
+            let value = serde_json::json!({
+                "texts": texts, "number": number, "word": word, "nothing": null, "empty": {},
+            });
+            let read: serde_json::Value = yaml_serde::from_str(&yaml(&value)).expect("YAML");
+            prop_assert_eq!(read, value);
+        }
+    }
+
+    fn any_text() -> impl Strategy<Value = String> {
+        const TRICKY: &[&str] =
+            &["", "no", "on", "~", "null", "1e3", "0x1f", "1_000", "12:30", "- a", "a: b", "# a"];
+        prop_oneof![select(TRICKY).prop_map(str::to_owned), any::<String>()]
+    }
+
+    #[test]
+    fn words_that_older_yaml_takes_for_truth_are_quoted() {
+        let text = yaml(&["no", "on", "y", "12:30", "1e3"]);
+        assert!(text.lines().all(|line| line.ends_with('"')), "{text}");
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

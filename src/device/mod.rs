@@ -21,6 +21,7 @@ pub mod sticky;
 mod uring;
 
 pub use buffer::AlignedBuf;
+pub use uring::try_ring;
 
 /// Whether a write must survive power loss before it completes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

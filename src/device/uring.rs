@@ -102,6 +102,15 @@ pub(super) fn start(
     Ok(receiver)
 }
 
+/// Sets up a ring as a thread that starts an I/O would, and takes it down again.
+///
+/// # Errors
+/// What the kernel refused it with: `ENOSYS` and `EPERM` if io_uring is not there or not allowed,
+/// `ENOMEM` if the limit of locked memory does not reach.
+pub fn try_ring() -> io::Result<()> {
+    Ring::new().map(drop)
+}
+
 thread_local! {
     static RING: RefCell<Option<Rc<RefCell<Ring>>>> = const { RefCell::new(None) };
 }

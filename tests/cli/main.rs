@@ -4,6 +4,8 @@
 //! of loopback, stops what it started by process id, and removes its directory.
 
 mod api;
+mod doctor;
+mod manual;
 mod observe;
 mod start;
 mod stop;
