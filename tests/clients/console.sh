@@ -73,6 +73,12 @@ start_load() {
     LOAD_PID=$!
 }
 
+stop_load() {
+    kill -KILL "$LOAD_PID"
+    wait "$LOAD_PID" 2>/dev/null || true
+    LOAD_PID=
+}
+
 start_server
 create_volume quiet 1GiB
 start_load
@@ -122,18 +128,34 @@ sees '^.vol0'
 kill -CONT "$SERVER_PID"
 sees 'healthy +live'
 
+say 'a node that was killed is found again once it runs'
+stop_load
+kill_server
+sees 'stale [3-9] s'
+sees 'no node answers at'
+sees '^.vol0'
+start_server
+start_load
+sees 'healthy +live'
+sees '^.vol0 +[1-9]'
+
 say 'a smaller terminal says so, and a larger one is drawn again'
 terminal resize-window -t console -x 60 -y 20
 sees 'needs 80 columns'
 terminal resize-window -t console -x 80 -y 24
 sees '^.vol0'
 
-say 'the terminal is given back on q and on SIGTERM'
+say 'the terminal is given back on q and on signals'
 keys q
 expect_given_back
 keys "$WEFT top --ascii --data $DATA" Enter
 sees '^\+ Pod -+'
 pkill -TERM -P "$(terminal display-message -p -t console '#{pane_pid}')" weft
+expect_given_back
+sees 'a signal ended the console'
+keys clear Enter "$WEFT top --data $DATA" Enter
+sees 'healthy +live'
+pkill -HUP -P "$(terminal display-message -p -t console '#{pane_pid}')" weft
 expect_given_back
 sees 'a signal ended the console'
 
@@ -147,8 +169,7 @@ weft top --once --mode csv >"$WORK/csv"
 awk -F, 'NR == 1 { cells = NF } NF != cells { exit 1 }' "$WORK/csv" || fail 'rows are not as long as the header'
 
 say 'a node with a console logs to a file, goes on without it, and stops with it'
-kill -KILL "$LOAD_PID"
-LOAD_PID=
+stop_load
 stop_server
 refuses "$WEFT" --data "$DATA" --tui </dev/null
 terminal resize-window -t console -x "$COLUMNS_SHOWN" -y "$LINES_SHOWN"

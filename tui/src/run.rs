@@ -132,6 +132,10 @@ async fn show(
     let mut redraw = time::interval(REDRAW_INTERVAL);
     redraw.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        // A thread of the node that panics gives the terminal back: nothing is drawn after that.
+        if !TAKEN.load(Ordering::SeqCst) {
+            return Ok(Left::Signal);
+        }
         terminal.terminal.draw(|frame| screens::draw(app, frame))?;
         tokio::select! {
             biased;

@@ -63,6 +63,15 @@ fn csv_has_as_many_cells_as_its_header() {
 }
 
 #[test]
+fn the_readme_has_every_column() {
+    let readme = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = std::fs::read_to_string(readme).expect("the README");
+    for column in CSV_HEADER.split(',') {
+        assert!(readme.contains(&format!("`{column}`")), "{column}");
+    }
+}
+
+#[test]
 fn a_reader_that_leaves_is_told_from_other_failures() {
     struct Closed;
     impl std::io::Write for Closed {

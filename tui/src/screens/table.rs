@@ -12,6 +12,7 @@ use super::chart::sparkline;
 use super::panel;
 use crate::app::App;
 use crate::format::clip;
+use crate::format::clip_start;
 use crate::table::Column;
 use crate::table::Row;
 use crate::table::TableState;
@@ -107,7 +108,9 @@ fn line(app: &App, kind: TableKind, row: &Row, widths: &[(usize, u16)]) -> Line<
             let text = sparkline(&values, width, symbols);
             push_cell(&mut spans, Span::styled(text, app.look.theme.style(Role::Good)));
         } else if let Some(cell) = row.cells.get(*at) {
-            let text = aligned(&cell.text, width, column.right, symbols.ellipsis);
+            let short = if column.tail { clip_start } else { clip };
+            let text = short(&cell.text, width, symbols.ellipsis);
+            let text = aligned(&text, width, column.right, symbols.ellipsis);
             push_cell(&mut spans, Span::styled(text, app.look.theme.style(cell.role)));
         }
     }
