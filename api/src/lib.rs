@@ -114,6 +114,12 @@ pub struct Pod {
     pub health: String,
     /// Devices that may still fail, all at once, without loss.
     pub can_lose: usize,
+    /// Segments, the units of erasure coding, with data in them.
+    #[serde(default)]
+    pub segments: u64,
+    /// Of them, with fewer strips in service than they should have: what a rebuild has left to do.
+    #[serde(default)]
+    pub segments_degraded: u64,
     /// Devices the pod has.
     pub device_count: usize,
     /// Of them, in service.

@@ -200,6 +200,7 @@ fn pod_text(pod: &Pod) -> String {
         ("health", health(pod)),
         ("geometry", format!("{} data + {} parity", pod.data_strips, pod.parity_strips)),
         ("devices", format!("{} of {} in service", pod.devices_in_service, pod.device_count)),
+        ("redundancy", redundancy(pod)),
         ("capacity", capacity(pod)),
         ("data", data(pod)),
         ("journal", of(pod.journal_used_bytes, pod.journal_bytes)),
@@ -213,6 +214,13 @@ fn pod_text(pod: &Pod) -> String {
 fn health(pod: &Pod) -> String {
     let devices = if pod.can_lose == 1 { "device" } else { "devices" };
     format!("{}, may lose {} more {devices}", pod.health, pod.can_lose)
+}
+
+fn redundancy(pod: &Pod) -> String {
+    match pod.segments_degraded {
+        0 => format!("whole in all {} segments", pod.segments),
+        degraded => format!("missing in {degraded} of {} segments", pod.segments),
+    }
 }
 
 fn capacity(pod: &Pod) -> String {
