@@ -208,8 +208,7 @@ fn what_others_see_is_there_after_power_loss() {
         power_loss(&world, &disks);
         let kept = life(&world, LONG, async |env| {
             let pod = open(&env, &disks).await;
-            let kept = pod.find("v").unwrap().reservations();
-            kept
+            pod.find("v").unwrap().reservations()
         });
         assert_eq!(*kept.expect("in time"), held_by(1, true), "seed {seed}");
     }
