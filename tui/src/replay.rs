@@ -74,6 +74,9 @@ pub struct Replay {
     begun: bool,
     /// Whether the end was reached: nothing was recorded after what is shown.
     ended: bool,
+    /// Whether nothing was recorded after what is kept when that was last asked for. What comes to
+    /// that is at its end, though more is recorded meanwhile: else it would follow the present.
+    end_known: bool,
     /// The time to go to, until it is loaded.
     target_ms: Option<u64>,
     seek: Option<Seek>,
@@ -98,6 +101,7 @@ impl Replay {
             paused: false,
             begun: false,
             ended: false,
+            end_known: false,
             target_ms: Some(from_ms),
             seek: None,
             pending: None,
@@ -162,7 +166,7 @@ impl Replay {
 
     /// Goes on; at the end, with what was recorded since.
     pub fn play(&mut self) {
-        (self.paused, self.ended) = (false, false);
+        (self.paused, self.ended, self.end_known) = (false, false, false);
         self.retry_after_ms = 0;
     }
 
@@ -209,6 +213,9 @@ impl Replay {
         let Some((_, last)) = history.range() else { return };
         while let Some(shown) = history.get(self.position) {
             if self.position >= last {
+                if self.end_known && self.clock_ms > shown.unix_ms {
+                    (self.ended, self.paused) = (true, true);
+                }
                 self.clock_ms = self.clock_ms.min(shown.unix_ms);
                 return;
             }
@@ -324,7 +331,7 @@ impl Replay {
         }
         history.begin_with(intervals);
         (self.target_ms, self.seek) = (None, None);
-        (self.begun, self.ended) = (false, false);
+        (self.begun, self.ended, self.end_known) = (false, false, false);
         (self.retry_ms, self.retry_after_ms) = (0, 0);
         let first = history.range().map_or(0, |(first, _)| first);
         self.position = history.ended_by(unix_ms).unwrap_or(first);
@@ -343,6 +350,7 @@ impl Replay {
 
     fn take_after(&mut self, intervals: Vec<Interval>, history: &mut History) {
         let is_empty = intervals.is_empty();
+        self.end_known = is_empty;
         // As much as charts show is not let go of, as far as there is room.
         let behind = if history.can_hold(ready()) { BEHIND } else { 0 };
         let leaves = matches!(self.seek, Some(Seek::Forth(_)));

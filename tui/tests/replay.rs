@@ -193,6 +193,25 @@ fn at_the_end_it_stops_and_says_so() {
 }
 
 #[test]
+fn a_fast_replay_does_not_become_live_and_a_slow_one_stays_behind() {
+    let all = run(NOW - HOUR, NOW + MINUTE, 1);
+    let until = |unix_ms: u64| -> Vec<Stats> {
+        all.iter().filter(|one| one.unix_ms <= unix_ms).cloned().collect()
+    };
+    for (speed, ends) in [(":speed 1\n", false), (":speed 30\n", true)] {
+        let mut console = Console::new(until(NOW), NOW - 10 * SECOND);
+        console.press(speed);
+        for tick in 1..=200 {
+            console.recording = Recording::Kept(until(NOW + tick * 200));
+            console.pass(200);
+        }
+        assert_eq!(console.screen().contains("end of the recording"), ends, "{speed}");
+        let shown = console.shown_ms();
+        assert!(if ends { shown <= NOW + 2 * SECOND } else { shown == NOW + 30 * SECOND });
+    }
+}
+
+#[test]
 fn steps_lead_past_what_is_kept_in_both_directions() {
     let begin = NOW - 6 * HOUR;
     let mut console = Console::new(run(begin, NOW, 1), NOW - 20 * MINUTE);
