@@ -92,6 +92,7 @@ const EXAMPLES: &[(&str, &str, &str)] = &[
     ("weft explain", "Why is it slow?", "weft explain db --last 5m"),
     ("weft top", "Watch a node", "weft top"),
     ("weft top", "Figures for a script, once", "weft top --mode json --once"),
+    ("weft top", "Watch what happened", "weft top --replay -t 20m"),
     ("weft doctor", "Is this machine fit for a node?", "weft doctor --config weft.toml"),
     ("weft doctor", "Is this host fit for using volumes?", "weft doctor --host"),
     (

@@ -16,7 +16,7 @@ mod fixture;
 fn printed(mode: Mode, once: bool) -> (Result<(), Failure>, String) {
     let mut source = Source::Recorded(VecDeque::from(fixture::samples()));
     let interval = Duration::from_millis(1);
-    let options = Options { socket: PathBuf::new(), mode, once, interval };
+    let options = Options { socket: PathBuf::new(), mode, once, interval, replay: None };
     let mut out = Vec::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.expect("a runtime");
@@ -33,7 +33,7 @@ fn text_has_a_table_for_each_interval() {
     assert!(lines[1].starts_with("VOLUME") && lines[2].starts_with("db0"), "{text}");
     assert!(text.contains("\nall ") && text.is_ascii(), "{text}");
     let (done, text) = printed(Mode::Text, false);
-    assert!(matches!(done, Err(Failure::Node(_))));
+    done.expect("a recording ends");
     assert_eq!(text.matches("VOLUME").count(), 11);
 }
 
@@ -88,6 +88,7 @@ fn a_reader_that_leaves_is_told_from_other_failures() {
         mode: Mode::Csv,
         once: true,
         interval: Duration::from_millis(1),
+        replay: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let done =

@@ -171,7 +171,9 @@ fn hosts(interval: &Interval) -> String {
 
 fn node(app: &App, interval: &Interval) -> String {
     let version = app.node.as_ref().map_or("", |node| node.version.as_str());
-    format!("weft {version} up {}", format::duration(interval.uptime_ms / 1000))
+    // Which version it was is not recorded.
+    let weft = if version.is_empty() { "weft".to_owned() } else { format!("weft {version}") };
+    format!("{weft} up {}", format::duration(interval.uptime_ms / 1000))
 }
 
 /// A line of the load's table: what it says, and how of an operation.
@@ -209,7 +211,11 @@ fn draw_load(app: &App, frame: &mut Frame<'_>, area: Rect, interval: &Interval) 
     }
     let zero = rate(interval.per_second(interval.total.requests(Operation::Zero)));
     lines.push(Line::styled(format!("trims and zeroes {zero}/s"), theme.style(Role::Dim)));
-    let block = panel(app, "Load", app.focus == 1);
+    let title = match interval.gap_ms {
+        0 => "Load".to_owned(),
+        gap_ms => format!("Load, after a gap of {}", format::duration(gap_ms / 1000)),
+    };
+    let block = panel(app, &title, app.focus == 1);
     frame.render_widget(Paragraph::new(Text::from(lines)).block(block), area);
 }
 

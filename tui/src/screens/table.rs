@@ -39,7 +39,7 @@ pub fn draw(app: &App, frame: &mut Frame<'_>, area: Rect, kind: TableKind) {
         lines.push(if at == cursor { line.style(Modifier::REVERSED) } else { line });
     }
     if rows.is_empty() {
-        lines.push(Line::styled(nothing(kind, state), app.look.theme.style(Role::Dim)));
+        lines.push(Line::styled(nothing(app, kind, state), app.look.theme.style(Role::Dim)));
     }
     frame.render_widget(Paragraph::new(Text::from(lines)).block(block), area);
 }
@@ -57,14 +57,20 @@ fn title(kind: TableKind, count: usize, state: &TableState) -> String {
     }
 }
 
-fn nothing(kind: TableKind, state: &TableState) -> String {
+fn nothing(app: &App, kind: TableKind, state: &TableState) -> String {
     if !state.filter.is_empty() {
         return "No row has this text; Esc drops the filter.".to_owned();
     }
     match kind {
         TableKind::Volumes => "No volumes: create one with `weft volume create`.",
         TableKind::Devices => "No devices.",
+        TableKind::Hosts if app.replay.is_some() => {
+            "Connections are not recorded, only how many there were: see Pulse."
+        }
         TableKind::Hosts => "No host is connected.",
+        TableKind::Events if app.replay.is_some() => {
+            "The node keeps no events of this time or before it."
+        }
         TableKind::Events => "Nothing has happened since the node started.",
     }
     .to_owned()
