@@ -1,6 +1,6 @@
 //! Weft's management API: its types, and a small client.
 //!
-//! HTTP/1.1 with JSON bodies over a node's Unix socket:
+//! HTTP/1.1 with JSON bodies over a node's Unix socket, or over TCP with TLS and a token:
 //!
 //! | request | body | answer |
 //! |---|---|---|
@@ -24,7 +24,8 @@
 //! | `PUT /v1/log` | [`LogLevel`] | [`LogLevel`] |
 //! | `GET /metrics` | | the same counts for Prometheus, as text |
 //!
-//! A change is durable when it is answered. Whatever fails is answered with a [`Problem`] (RFC
+//! Over TCP every request carries `Authorization: Bearer TOKEN`; one that does not is answered with
+//! status 401. A change is durable when it is answered. Whatever fails is answered with a [`Problem`] (RFC
 //! 9457). Sizes are in bytes; unknown keys in a request are refused, and those in an answer are
 //! to be ignored, since later versions add some.
 
@@ -36,6 +37,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 mod client;
+mod endpoint;
 mod event;
 pub mod histogram;
 mod stats;
@@ -43,6 +45,9 @@ mod stats;
 pub use client::Client;
 pub use client::ClientError;
 pub use client::percent_encode;
+pub use endpoint::Endpoint;
+pub use endpoint::Https;
+pub use endpoint::URL_PREFIX;
 pub use event::Event;
 pub use event::LogLevel;
 pub use event::Severity;
@@ -86,14 +91,14 @@ pub struct NodeStatus {
 /// An address at which the node listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
-    /// `nbd`, `nvme`, `nvme-discovery` where hosts look for the discovery log, or `metrics` where
-    /// Prometheus looks.
+    /// `nbd`, `nvme`, `nvme-discovery` where hosts look for the discovery log, `metrics` where
+    /// Prometheus looks, or `api`.
     pub protocol: String,
     /// `tcp` or `unix`.
     pub transport: String,
     /// `127.0.0.1:10809`, or the absolute path of a Unix socket.
     pub address: String,
-    /// Whether hosts can or must encrypt.
+    /// Whether those who connect can or must encrypt.
     #[serde(default)]
     pub tls: bool,
 }

@@ -12,3 +12,4 @@ mod stop;
 mod support;
 mod tls;
 mod volumes;
+mod watch;

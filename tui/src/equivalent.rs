@@ -1,5 +1,7 @@
 //! The commands that print what a screen shows, for scripts and for learning.
 
+use weft_api::URL_PREFIX;
+
 use crate::app::App;
 use crate::app::Screen;
 use crate::tables::TableKind;
@@ -9,8 +11,13 @@ use crate::tables::TableKind;
 pub fn commands(app: &App) -> Vec<String> {
     let api = format!("--api {}", shell_word(&app.socket));
     let weft = |command: &str| format!("weft {command} {api}");
-    let get =
-        |path: &str| format!("curl --unix-socket {} http://weft{path}", shell_word(&app.socket));
+    let get = |path: &str| match app.socket.starts_with(URL_PREFIX) {
+        true => format!(
+            "curl --cacert \"$WEFT_CA\" -H \"Authorization: Bearer $(cat \"$WEFT_TOKEN_FILE\")\" {}",
+            shell_word(&format!("{}{path}", app.socket.trim_end_matches('/')))
+        ),
+        false => format!("curl --unix-socket {} http://weft{path}", shell_word(&app.socket)),
+    };
     match app.screen {
         Screen::Pulse => {
             vec![weft("status"), weft("pod show"), weft("top --once --mode text")]

@@ -33,6 +33,7 @@ use tokio::task::JoinSet;
 use tokio::time;
 use tokio::time::Instant;
 use tokio::time::MissedTickBehavior;
+use weft_api::Client;
 use weft_api::ClientError;
 
 use crate::Failure;
@@ -57,8 +58,8 @@ const ANSWERS_WAITING_MAX: usize = 4;
 /// How to run the console.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The node's API socket.
-    pub socket: PathBuf,
+    /// Asks the node.
+    pub node: Client,
     /// Draw with ASCII, whatever the terminal can.
     pub ascii: bool,
     /// A theme file.
@@ -91,8 +92,8 @@ fn look(options: &Options) -> Result<Look, Failure> {
 /// No node answers, the theme is wrong, or the terminal cannot be used.
 pub async fn run(options: Options) -> Result<Left, Failure> {
     let look = look(&options)?;
-    let mut source = Source::live(&options.socket);
-    let mut app = App::new(look, options.socket.display().to_string(), options.own_node);
+    let mut app = App::new(look, options.node.endpoint().to_string(), options.own_node);
+    let mut source = Source::live(options.node);
     let begin = Instant::now();
     match time::timeout(FIRST_ANSWER_TIME_MAX, source.next()).await {
         Ok(Ok(sample)) => app.sample(sample, 0),

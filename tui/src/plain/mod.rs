@@ -2,12 +2,12 @@
 
 use std::io;
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time;
 use tokio::time::Instant;
 use tokio::time::MissedTickBehavior;
+use weft_api::Client;
 use weft_api::ClientError;
 
 use crate::Failure;
@@ -35,8 +35,8 @@ pub enum Mode {
 /// What to print.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The node's API socket.
-    pub socket: PathBuf,
+    /// Asks the node.
+    pub node: Client,
     /// In which form.
     pub mode: Mode,
     /// Print one interval and leave.
@@ -51,7 +51,7 @@ pub struct Options {
 /// No node answers when it is first asked, or with `once`; later it is waited for. Or standard
 /// output cannot be written.
 pub async fn print(options: &Options) -> Result<(), Failure> {
-    let mut source = Source::live(&options.socket);
+    let mut source = Source::live(options.node.clone());
     let printed = print_from(&mut source, options, &mut io::stdout()).await;
     match printed {
         Err(Failure::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
