@@ -1,13 +1,14 @@
-//! The management API: HTTP and JSON on a Unix socket of mode 0600, which is its access control.
+//! The management API: HTTP and JSON on a Unix socket, and over TCP with TLS and a token. Who may
+//! come in is decided in `serve`.
 //!
 //! Types, paths and their meaning are the `weft-api` crate's. This is the edge: names and sizes
 //! are checked here, once. Changes go to the thread the pod lives on ([`PodHandle`]), one at a
 //! time; reads look at the pod directly.
 
-use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -26,8 +27,8 @@ use axum::routing::get;
 use axum::routing::put;
 use serde::Deserialize;
 use tokio::net::TcpListener;
-use tokio::net::UnixListener;
 use tokio::sync::Mutex;
+use tokio::time;
 use tokio::time::Instant;
 use weft_api::Connection;
 use weft_api::CreateVolume;
@@ -54,14 +55,21 @@ use crate::volume::pod::VolumeSpec;
 mod handle;
 pub mod metrics;
 mod problem;
+mod serve;
+mod token;
 mod view;
 
 pub use handle::Job;
 pub use handle::PodHandle;
 use problem::Refusal;
+pub use serve::Door;
+pub use token::Token;
 
 /// Longest request body, in bytes: far above any request there is.
 const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// Time to send it.
+const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// What the API answers from.
 pub struct Management {
@@ -140,18 +148,6 @@ impl Management {
             volumes: pod.volume_stats(),
             front_ends: (self.node.front_ends)(),
         }
-    }
-
-    /// Answers requests on `listener` until `stopped` completes and those begun are answered.
-    ///
-    /// # Errors
-    /// The listener failed.
-    pub async fn serve(
-        self: Arc<Self>,
-        listener: UnixListener,
-        stopped: impl Future<Output = ()> + Send + 'static,
-    ) -> io::Result<()> {
-        axum::serve(listener, router(self)).with_graceful_shutdown(stopped).await
     }
 
     /// Answers `GET /metrics`, and nothing else, on `listener`.
@@ -454,9 +450,11 @@ where
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
-        match axum::Json::from_request(request, state).await {
-            Ok(axum::Json(body)) => Ok(Self(body)),
-            Err(rejection) => Err(Refusal::body(&rejection)),
+        let body = axum::Json::from_request(request, state);
+        match time::timeout(BODY_TIME_MAX, body).await {
+            Ok(Ok(axum::Json(body))) => Ok(Self(body)),
+            Ok(Err(rejection)) => Err(Refusal::body(&rejection)),
+            Err(_) => Err(Refusal::too_slow()),
         }
     }
 }

@@ -56,6 +56,8 @@ pub struct Config {
     pub nvme_tcp: NvmeTcpConfig,
     /// The API's Unix socket.
     pub api_socket: PathBuf,
+    /// The API over TCP; `None`: not served there.
+    pub api_tcp: Option<ApiTcpConfig>,
     /// TCP addresses at which Prometheus finds metrics.
     pub metrics_listen: Vec<SocketAddr>,
     /// How to log.
@@ -142,6 +144,19 @@ pub struct TlsConfig {
     pub key: PathBuf,
     /// PEM file with the issuers of clients' certificates; `None`: clients need none.
     pub client_ca: Option<PathBuf>,
+}
+
+/// How the API is served over TCP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiTcpConfig {
+    /// Addresses; not empty.
+    pub listen: Vec<SocketAddr>,
+    /// PEM file with the certificate chain.
+    pub certificate: PathBuf,
+    /// PEM file with the private key.
+    pub key: PathBuf,
+    /// File with the token that requests carry.
+    pub token_file: PathBuf,
 }
 
 /// How to log.

@@ -87,6 +87,9 @@ kinds! {
     /// A connection was turned away because there were too many.
     CONNECTIONS_REFUSED = "connections-refused", Warning,
         "raise connections_max in the configuration, or close idle connections";
+    /// Someone who may not tried to manage the node.
+    API_REFUSED = "api-refused", Warning,
+        "if it was you: see [api] in the configuration; if it was not, find out who it was";
 }
 
 /// The newest events.

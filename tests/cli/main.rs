@@ -7,6 +7,7 @@ mod api;
 mod doctor;
 mod manual;
 mod observe;
+mod remote;
 mod start;
 mod stop;
 mod support;

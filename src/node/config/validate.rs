@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+use super::ApiTcpConfig;
 use super::Config;
 use super::DATA_DIR_DEFAULT;
 use super::DEVICE_BYTES_MIN;
@@ -58,6 +59,7 @@ pub(super) fn validate(file: raw::File, overrides: Overrides) -> Result<Config, 
         nvme: nvme(file.nvme)?,
         nvme_tcp: nvme_tcp(file.nvme_tcp, overrides.nvme_tcp)?,
         metrics_listen: addresses("metrics.listen", file.metrics.listen, &[])?,
+        api_tcp: api_tcp(&file.api)?,
         api_socket: socket("api.socket", file.api.socket, || data_dir.join("weft.sock"))?
             .ok_or_else(|| wrong(api_at, "api.socket", "the API needs a socket"))?,
         log: log(file.log, overrides.log_level)?,
@@ -269,7 +271,7 @@ fn addresses(
     };
     let parse = |text: &String| {
         text.parse().map_err(|_| {
-            let port = default_ports.first().unwrap_or(&4420);
+            let port = default_ports.first().unwrap_or(&9443);
             let reason =
                 format!("'{text}' is not an address: write 127.0.0.1:{port} or [::1]:{port}");
             wrong(at.clone(), key, reason)
@@ -298,6 +300,25 @@ fn tls(raw: raw::Tls) -> Result<Option<TlsConfig>, Wrong> {
         certificate: file("nbd.tls.certificate", raw.certificate)?,
         key: file("nbd.tls.key", raw.key)?,
         client_ca: split(raw.client_ca).0.filter(|text| !text.is_empty()).map(PathBuf::from),
+    }))
+}
+
+/// All of it or nothing: without a certificate or a token there is no API over TCP.
+fn api_tcp(raw: &raw::Api) -> Result<Option<ApiTcpConfig>, Wrong> {
+    let listen_at = span(&raw.listen);
+    let listen = addresses("api.listen", raw.listen.clone(), &[])?;
+    if listen.is_empty() {
+        return Ok(None);
+    }
+    let file = |key, given: &Given<String>| match split(given.clone()).0 {
+        Some(text) if !text.is_empty() => Ok(PathBuf::from(text)),
+        _ => Err(wrong(listen_at.clone(), key, "is needed if api.listen is not empty")),
+    };
+    Ok(Some(ApiTcpConfig {
+        certificate: file("api.certificate", &raw.certificate)?,
+        key: file("api.key", &raw.key)?,
+        token_file: file("api.token_file", &raw.token_file)?,
+        listen,
     }))
 }
 
