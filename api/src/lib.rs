@@ -22,6 +22,7 @@
 //! | `GET /v1/events?after=N` | | array of [`Event`] after the N-th, oldest first; the newest 1000 are kept |
 //! | `GET /v1/log` | | [`LogLevel`] |
 //! | `PUT /v1/log` | [`LogLevel`] | [`LogLevel`] |
+//! | `GET /v1/openapi.json` | | all this for programs, as an OpenAPI document |
 //! | `GET /metrics` | | the same counts for Prometheus, as text |
 //!
 //! Over TCP every request carries `Authorization: Bearer TOKEN`; one that does not is answered with
@@ -65,6 +66,7 @@ pub use stats::VolumeStats;
 
 /// A node, for a first look.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NodeStatus {
     /// Version of the node's program.
     pub version: String,
@@ -90,6 +92,7 @@ pub struct NodeStatus {
 
 /// An address at which the node listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Listener {
     /// `nbd`, `nvme`, `nvme-discovery` where hosts look for the discovery log, `metrics` where
     /// Prometheus looks, or `api`.
@@ -105,6 +108,7 @@ pub struct Listener {
 
 /// A pod: devices, and volumes with one writer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Pod {
     /// Identity.
     pub uuid: String,
@@ -148,6 +152,7 @@ pub struct Pod {
 
 /// A device of a pod. Counters are since the node started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Device {
     /// Its place in the pod, from 0.
     pub index: usize,
@@ -177,6 +182,7 @@ pub struct Device {
 
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Volume {
     /// Number within the pod.
     pub id: u64,
@@ -202,6 +208,7 @@ pub struct Volume {
 
 /// NVMe hosts that share a volume, by Host Identifier. (NVMe Base 1.4, 8.8)
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Reservations {
     /// The type of the reservation in words; null if nobody holds the volume.
     pub held: Option<String>,
@@ -215,6 +222,7 @@ pub struct Reservations {
 
 /// A host that may connect from anywhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Host {
     /// Its NVMe qualified name; see [`check_nqn`].
@@ -223,6 +231,7 @@ pub struct Host {
 
 /// What `PUT /v1/volumes/{name}/hosts` takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VolumeHosts {
     /// The only hosts it is to be served to, by NQN; null: all, and NBD clients.
@@ -231,6 +240,7 @@ pub struct VolumeHosts {
 
 /// What `POST /v1/volumes` takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateVolume {
     /// See [`check_volume_name`].
@@ -251,6 +261,7 @@ fn default_logical_block_bytes() -> u32 {
 
 /// What `PATCH /v1/volumes/{name}` takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ResizeVolume {
     /// The new size; a multiple of 4096 bytes and not below the present one.
@@ -259,6 +270,7 @@ pub struct ResizeVolume {
 
 /// Why a request failed, as `application/problem+json` (RFC 9457).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Problem {
     /// The kind in words, the same for every problem of the kind.
     pub title: String,

@@ -27,10 +27,12 @@ use super::export::Export;
 use super::manual;
 use super::output::Table;
 use super::output::facts;
+use super::output::print;
 use super::output::say;
 use super::output::show;
 use super::top;
 use super::watch;
+use crate::node::openapi_document;
 use crate::units::format_size;
 
 /// Runs one command, against the node of `place` unless it needs none.
@@ -63,6 +65,7 @@ pub(super) fn run(command: Command, place: Place) -> Result<(), Failure> {
         Command::Metrics => watch::metrics(node?),
         Command::Top(arguments) => top::run(arguments, node?),
         Command::Doctor(arguments) => doctor::run(place.data, arguments),
+        Command::Openapi => print(&openapi_document()),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { out } => manual::pages(out.as_deref()),
     }

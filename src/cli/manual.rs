@@ -102,6 +102,7 @@ const EXAMPLES: &[(&str, &str, &str)] = &[
     ("weft top", "Figures for a script, once", "weft top --mode json --once"),
     ("weft doctor", "Is this machine fit for a node?", "weft doctor --config weft.toml"),
     ("weft doctor", "Is this host fit for using volumes?", "weft doctor --host"),
+    ("weft openapi", "For a generator of clients", "weft openapi >weft.json"),
     (
         "weft completions",
         "For bash",
@@ -207,7 +208,7 @@ fn table(title: &str, rows: &[(&str, &str)]) -> String {
 fn files(page: &str) -> String {
     let introduction = "DIR is what --data names, ./weft-data by default.";
     match page {
-        "weft-completions" | "weft-man" => String::new(),
+        "weft-completions" | "weft-man" | "weft-openapi" => String::new(),
         _ => {
             let rows = table("FILES", FILES);
             rows.replacen(".TP", &format!("{}\n.TP", escaped(introduction)), 1)

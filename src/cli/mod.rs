@@ -1,5 +1,5 @@
 //! The command line: without a command `weft` is the node; each command is a thin client of a
-//! running node's management API, but for `doctor`, `completions` and `man`, which need no node.
+//! running node's management API, but for `doctor`, `openapi`, `completions` and `man`, which need no node.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -222,6 +222,9 @@ enum Command {
     /// if anything is an ERR: a node would not start, or lose what it acknowledged.
     #[command(after_help = EXIT_CODES)]
     Doctor(doctor::DoctorArguments),
+    /// Print the OpenAPI document of the management API, as a node serves it at /v1/openapi.json
+    #[command(after_help = EXIT_CODES)]
+    Openapi,
     /// Print the completion of commands and options for a shell
     #[command(after_help = EXIT_CODES)]
     Completions {

@@ -84,6 +84,8 @@ use listeners::Listeners;
 use listeners::SocketFile;
 pub use notify::notify;
 
+pub use crate::mgmt::document as openapi_document;
+
 /// Time that API requests in progress get when the node stops.
 const API_STOP_TIME_MAX: Duration = Duration::from_secs(5);
 /// Time that connections of hosts get altogether; the targets' own limits end well before.

@@ -7,6 +7,7 @@ mod api;
 mod doctor;
 mod manual;
 mod observe;
+mod openapi;
 mod remote;
 mod start;
 mod stop;

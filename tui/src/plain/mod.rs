@@ -59,10 +59,10 @@ pub async fn print(options: &Options) -> Result<(), Failure> {
     }
 }
 
-/// [`print`] from any source to any writer.
+/// [`print()`] from any source to any writer.
 ///
 /// # Errors
-/// As [`print`]; a recording ends in [`ClientError::Broken`] unless only one interval is printed.
+/// As [`print()`]; a recording ends in [`ClientError::Broken`] unless only one interval is printed.
 pub async fn print_from(
     source: &mut Source,
     options: &Options,
