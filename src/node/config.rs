@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use crate::observe::log::Format;
 use crate::target::nvmf::subsystem::UnknownHosts;
 use crate::units;
 
@@ -162,8 +163,8 @@ pub struct ApiTcpConfig {
 /// How to log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
-    /// Objects instead of lines for people.
-    pub json: bool,
+    /// For whom, and where.
+    pub format: Format,
     /// A level, or levels by module.
     pub level: String,
 }

@@ -102,7 +102,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// As [`log::start`].
 pub fn start_log(config: &LogConfig) -> Result<()> {
-    log::start(&config.level, config.json, None)
+    log::start(&config.level, config.format, None)
 }
 
 /// [`start_log`] to the file `weft.log` of a node's directory, for when a console has the terminal.
@@ -112,7 +112,7 @@ pub fn start_log(config: &LogConfig) -> Result<()> {
 /// As [`log::start`], or the file cannot be written.
 pub fn start_log_file(config: &LogConfig, data_dir: &Path) -> Result<()> {
     let file = directory::open_log(data_dir)?;
-    log::start(&config.level, config.json, Some(file))
+    log::start(&config.level, config.format, Some(file))
 }
 
 /// A node that serves.

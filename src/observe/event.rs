@@ -176,6 +176,18 @@ mod tests {
     }
 
     #[test]
+    fn every_kind_is_documented() {
+        let page = include_str!("../../docs/events.md");
+        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+        let row = |kind: &Kind| {
+            let (severity, advice) = (kind.severity.name(), kind.advice);
+            format!("| `{}` | {severity} | {advice} |", kind.name).replace("|  |", "| |")
+        };
+        let expected: Vec<String> = KINDS.iter().map(row).collect();
+        assert_eq!(rows, expected, "docs/events.md and KINDS differ");
+    }
+
+    #[test]
     fn repeats_are_counted_and_the_oldest_go() {
         let mut recent = Recent { sequence: 0, events: VecDeque::new() };
         let mut keep = |subject: &str, at| {

@@ -5,6 +5,7 @@
 
 mod api;
 mod doctor;
+mod journal;
 mod manual;
 mod observe;
 mod openapi;

@@ -26,6 +26,7 @@ use super::SizeText;
 use super::TlsConfig;
 use super::Wrong;
 use super::raw;
+use crate::observe::log::Format;
 use crate::target::nvmf::subsystem::CONTROLLER_ID_MAX;
 use crate::target::nvmf::subsystem::DISCOVERY_NQN;
 use crate::target::nvmf::subsystem::UnknownHosts;
@@ -324,11 +325,14 @@ fn api_tcp(raw: &raw::Api) -> Result<Option<ApiTcpConfig>, Wrong> {
 
 fn log(raw: raw::Log, level_override: Option<String>) -> Result<LogConfig, Wrong> {
     let (format, at) = split(raw.format);
-    let json = match format.as_deref() {
-        None | Some("text") => false,
-        Some("json") => true,
+    let format = match format.as_deref() {
+        None | Some(AUTO) => Format::Auto,
+        Some("text") => Format::Text,
+        Some("json") => Format::Json,
+        Some("journald") => Format::Journald,
         Some(other) => {
-            let reason = format!("'{other}' is neither \"text\" nor \"json\"");
+            let reason =
+                format!("'{other}' is none of \"auto\", \"text\", \"json\" and \"journald\"");
             return Err(wrong(at, "log.format", reason));
         }
     };
@@ -343,7 +347,7 @@ fn log(raw: raw::Log, level_override: Option<String>) -> Result<LogConfig, Wrong
         );
         return Err(wrong(at, "log.level", reason));
     }
-    Ok(LogConfig { json, level })
+    Ok(LogConfig { format, level })
 }
 
 /// A path that is not empty.
