@@ -148,6 +148,24 @@ fn strangers_and_plain_text_are_refused_and_hold_up_nobody() {
 }
 
 #[test]
+fn strangers_take_no_place_from_this_machine() {
+    let scratch = Scratch::new();
+    let node = Node::start(&scratch, &config(&scratch));
+    let address = address(&node);
+    // More than there are places, and none of them says anything.
+    let mut silent: Vec<_> =
+        (0..140).map(|_| TcpStream::connect(&address).expect("the kernel accepts")).collect();
+    let mut last = silent.pop().expect("many");
+    last.set_read_timeout(Some(PATIENCE)).expect("set");
+    assert!(!matches!(last.read(&mut [0]), Ok(1)), "it is closed without an answer");
+    let events = node.json(&["event", "list"]);
+    let refused = events.as_array().and_then(|all| all.last()).expect("an event");
+    let told = refused["message"].as_str().is_some_and(|text| text.contains("connections already"));
+    assert!(refused["kind"] == REFUSED && told, "{refused}");
+    node.stop_despite(Some(REFUSED));
+}
+
+#[test]
 fn a_url_needs_token_and_issuer_and_a_socket_neither() {
     let scratch = Scratch::new();
     certificate(&scratch, "node");
