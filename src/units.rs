@@ -146,6 +146,27 @@ pub fn format_time(unix_ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
 }
 
+/// Reads a length of time as people write it, in seconds: `30s`, `5m`, `2h`, `7d`, `90`.
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub fn parse_duration_s(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("'{text}' is not a time: write a whole number and a unit, as 5m"))?;
+    let seconds = match unit.trim() {
+        "" | "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "d" => 86400,
+        other => return Err(format!("unknown unit '{other}': use s, m, h or d")),
+    };
+    number.checked_mul(seconds).ok_or_else(|| format!("'{text}' is too long"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,6 +191,20 @@ mod tests {
             (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
         ] {
             assert_eq!(format_time(unix_ms), text);
+        }
+    }
+
+    #[test]
+    fn times_are_read_in_seconds() {
+        for (text, seconds) in
+            [("90", 90), ("30s", 30), ("5m", 300), ("2 h", 7200), ("7d", 604_800)]
+        {
+            assert_eq!(parse_duration_s(text), Ok(seconds), "{text}");
+        }
+        for text in
+            ["", "m", "-1m", "1.5h", "5 weeks", "999999999999999999999d", "99999999999999999d"]
+        {
+            assert!(parse_duration_s(text).is_err(), "{text}");
         }
     }
 

@@ -8,12 +8,14 @@
 use std::cell::Cell;
 use std::fs;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use futures_util::future::select;
 use tokio::runtime;
 use tokio::task::LocalSet;
 use uuid::Uuid;
@@ -183,6 +185,33 @@ fn what_was_answered_is_there_after_power_loss_at_any_moment() {
         world.halt();
     }
     assert!(cut_short > 10, "only {cut_short} seeds were cut short while they reserved");
+}
+
+/// Another host acts on what it sees, so that must not be taken back.
+#[test]
+fn what_others_see_is_there_after_power_loss() {
+    for seed in 1..20 {
+        let (world, disks) = (SimEnv::new(seed), disks());
+        let seen = life(&world, LONG, async |env| {
+            let pod = create(&env, &disks).await;
+            let volume = pod.find("v").unwrap();
+            let change = pin!(reserve(&volume, held_by(1, true)));
+            let look = async {
+                while *volume.reservations() == Reservations::default() {
+                    env.sleep(Duration::from_micros(1)).await;
+                }
+            };
+            // The power goes at the very moment it is seen, whether or not it was answered.
+            select(pin!(look), change).await;
+        });
+        seen.expect("in time");
+        power_loss(&world, &disks);
+        let kept = life(&world, LONG, async |env| {
+            let pod = open(&env, &disks).await;
+            pod.find("v").unwrap().reservations()
+        });
+        assert_eq!(*kept.expect("in time"), held_by(1, true), "seed {seed}");
+    }
 }
 
 async fn content(volume: &VolumeRef) -> Vec<u8> {

@@ -103,17 +103,24 @@ fn replaced_devices_carry_their_share_again() {
     let replaced = [&new[0], &new[1], &old[2], &old[3], &old[4], &old[5]];
     life(&world, async |env| {
         let pod = open(&env, &replaced, false).await.expect("two may be missing");
-        assert_eq!(pod.status().can_lose, 0, "blank devices do not count unasked");
+        let status = pod.status();
+        assert_eq!(status.can_lose, 0, "blank devices do not count unasked");
+        assert!(status.segments > 0 && status.segments_degraded == status.segments, "{status:?}");
     });
     life(&world, async |env| {
         let pod = open(&env, &replaced, true).await.expect("replace");
         check_all(&pod).await;
         let mut waited = 0;
+        let mut left = pod.status().segments_degraded;
         while pod.status().can_lose < 2 {
+            let still = pod.status().segments_degraded;
+            assert!(still > 0 && still <= left, "{still} after {left} segments to rebuild");
+            left = still;
             env.sleep(Duration::from_secs(1)).await;
             waited += 1;
             assert!(waited < 300, "redundancy does not come back: {:?}", pod.status());
         }
+        assert_eq!(pod.status().segments_degraded, 0);
     });
     world_crash(&world, &replaced);
 

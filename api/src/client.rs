@@ -157,6 +157,18 @@ impl Client {
         String::from_utf8(body.into()).map_err(|error| broken(&error))
     }
 
+    /// What it counted between two times, in milliseconds since 1970, at least `step_ms` apart:
+    /// oldest first, and 600 at most.
+    pub async fn history(
+        &self,
+        from_ms: u64,
+        to_ms: u64,
+        step_ms: u64,
+    ) -> Result<Vec<Stats>, ClientError> {
+        let query = format!("from_ms={from_ms}&to_ms={to_ms}&step_ms={step_ms}");
+        self.get(&format!("/v1/history?{query}")).await
+    }
+
     /// Connections of hosts.
     pub async fn connections(&self) -> Result<Vec<Connection>, ClientError> {
         self.get("/v1/connections").await

@@ -18,6 +18,7 @@
 //! | `POST /v1/hosts` | [`Host`] | 201 and the [`Host`] |
 //! | `DELETE /v1/hosts/{nqn}` | | 204 |
 //! | `GET /v1/stats` | | [`Stats`] |
+//! | `GET /v1/history?from_ms=A&to_ms=B&step_ms=S` | | array of [`Stats`] recorded between two times, at least so far apart, oldest first, 600 at most |
 //! | `GET /v1/connections` | | array of [`Connection`], in order of id |
 //! | `GET /v1/events?after=N` | | array of [`Event`] after the N-th, oldest first; the newest 1000 are kept |
 //! | `GET /v1/log` | | [`LogLevel`] |
@@ -122,6 +123,12 @@ pub struct Pod {
     pub health: String,
     /// Devices that may still fail, all at once, without loss.
     pub can_lose: usize,
+    /// Segments, the units of erasure coding, with data in them.
+    #[serde(default)]
+    pub segments: u64,
+    /// Of them, with fewer strips in service than they should have: what a rebuild has left to do.
+    #[serde(default)]
+    pub segments_degraded: u64,
     /// Devices the pod has.
     pub device_count: usize,
     /// Of them, in service.

@@ -7,9 +7,11 @@ use weft_api::Client;
 use weft_api::ClientError;
 use weft_api::CreateVolume;
 use weft_api::Device;
+use weft_api::Histogram;
 use weft_api::Host;
 use weft_api::NodeStatus;
 use weft_api::Pod;
+use weft_api::Stats;
 use weft_api::Volume;
 use weft_api::VolumeHosts;
 
@@ -17,12 +19,15 @@ use super::Command;
 use super::DeviceCommand;
 use super::ExportCommand;
 use super::HostCommand;
+use super::OutputArguments;
 use super::Place;
 use super::PodCommand;
 use super::VolumeCommand;
 use super::doctor;
 use super::exit::FAILED;
 use super::exit::Failure;
+use super::exit::NOT_FOUND;
+use super::explain::explain;
 use super::export::Export;
 use super::manual;
 use super::output::Table;
@@ -59,6 +64,7 @@ pub(super) fn run(command: Command, place: Place) -> Result<(), Failure> {
             show(&output, &Export::new(&status, &volume), Export::text)
         }
         Command::Host(command) => host(command, node?),
+        Command::Explain { name, last, output } => explain_volume(&name, last, &output, node?),
         Command::Event(command) => watch::event(command, node?),
         Command::Connection(command) => watch::connection(command, node?),
         Command::Log(arguments) => watch::log(arguments, node?),
@@ -69,6 +75,42 @@ pub(super) fn run(command: Command, place: Place) -> Result<(), Failure> {
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { out } => manual::pages(out.as_deref()),
     }
+}
+
+fn explain_volume(
+    name: &str,
+    last_s: u64,
+    output: &OutputArguments,
+    node: Client,
+) -> Result<(), Failure> {
+    let (before, now) = ask(node, async |client| {
+        let now = client.stats().await?;
+        let last_ms = last_s.saturating_mul(1000);
+        if last_ms >= now.uptime_ms {
+            return Ok((None, now));
+        }
+        let recorded = client.history(now.unix_ms - last_ms, now.unix_ms, u64::MAX).await?;
+        Ok((recorded.into_iter().next(), now))
+    })?;
+    let before = before.unwrap_or_else(|| started(&now));
+    let explained = explain(name, &before, &now).ok_or_else(|| Failure {
+        code: NOT_FOUND,
+        message: format!("there is no volume '{}'", name.escape_debug()),
+    })?;
+    show(output, &explained, |explained| explained.text(last_s))
+}
+
+/// The counts of the same node when it started: nothing.
+fn started(now: &Stats) -> Stats {
+    let mut start = now.clone();
+    start.uptime_ms = 0;
+    start.volumes.clear();
+    (start.pod.cache_hits, start.pod.cache_misses) = (0, 0);
+    for device in &mut start.devices {
+        device.read_latency = Histogram::default();
+        device.write_latency = Histogram::default();
+    }
+    start
 }
 
 fn volume(command: VolumeCommand, node: Client) -> Result<(), Failure> {
@@ -165,6 +207,7 @@ fn pod_text(pod: &Pod) -> String {
         ("health", health(pod)),
         ("geometry", format!("{} data + {} parity", pod.data_strips, pod.parity_strips)),
         ("devices", format!("{} of {} in service", pod.devices_in_service, pod.device_count)),
+        ("redundancy", redundancy(pod)),
         ("capacity", capacity(pod)),
         ("data", data(pod)),
         ("journal", of(pod.journal_used_bytes, pod.journal_bytes)),
@@ -178,6 +221,13 @@ fn pod_text(pod: &Pod) -> String {
 fn health(pod: &Pod) -> String {
     let devices = if pod.can_lose == 1 { "device" } else { "devices" };
     format!("{}, may lose {} more {devices}", pod.health, pod.can_lose)
+}
+
+fn redundancy(pod: &Pod) -> String {
+    match pod.segments_degraded {
+        0 => format!("whole in all {} segments", pod.segments),
+        degraded => format!("missing in {degraded} of {} segments", pod.segments),
+    }
 }
 
 fn capacity(pod: &Pod) -> String {

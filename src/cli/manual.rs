@@ -45,6 +45,7 @@ const FILES: &[(&str, &str)] = &[
          devices do not, and is never edited by hand",
     ),
     ("DIR/devices/dev-0.img ...", "devices of the pod, unless pod.devices names others"),
+    ("DIR/history.redb", "recorded counts (history.size); may be deleted while no node runs"),
     ("DIR/weft.sock", "the management API, for the commands (api.socket)"),
     ("DIR/nbd.sock", "NBD for this machine (nbd.unix_socket)"),
 ];
@@ -98,8 +99,10 @@ const EXAMPLES: &[(&str, &str, &str)] = &[
     ("weft log", "What the node logs now", "weft log"),
     ("weft log", "Log what hosts do, until the restart", "weft log info,weft::target=debug"),
     ("weft metrics", "What Prometheus would read", "weft metrics"),
+    ("weft explain", "Why is it slow?", "weft explain db --last 5m"),
     ("weft top", "Watch a node", "weft top"),
     ("weft top", "Figures for a script, once", "weft top --mode json --once"),
+    ("weft top", "Watch what happened", "weft top --replay -t 20m"),
     ("weft doctor", "Is this machine fit for a node?", "weft doctor --config weft.toml"),
     ("weft doctor", "Is this host fit for using volumes?", "weft doctor --host"),
     ("weft openapi", "For a generator of clients", "weft openapi >weft.json"),

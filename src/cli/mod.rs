@@ -25,6 +25,7 @@ mod admin;
 mod banner;
 mod doctor;
 mod exit;
+mod explain;
 mod export;
 mod manual;
 mod output;
@@ -213,6 +214,17 @@ enum Command {
     /// Print what a running node counts, in Prometheus' text format
     #[command(after_help = EXIT_CODES)]
     Metrics,
+    /// Say where the time of a volume's requests goes, and why
+    #[command(after_help = EXIT_CODES)]
+    Explain {
+        /// The volume's name
+        name: String,
+        /// Look at this much of the past: 30s, 5m, 2h, 7d
+        #[arg(long, value_name = "TIME", default_value = "5m", value_parser = units::parse_duration_s)]
+        last: u64,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
     /// Watch a running node: a console on a terminal, text, JSON or CSV elsewhere
     #[command(after_help = EXIT_CODES)]
     Top(top::TopArguments),

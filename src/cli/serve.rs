@@ -95,7 +95,7 @@ async fn until_left(
     match left {
         Ok(Ok(Left::StopNode)) => return Ok("console"),
         // Its terminal was closed.
-        Ok(Ok(Left::Signal)) => return Ok("SIGHUP"),
+        Ok(Ok(Left::Signal)) => return Ok("SIGHUP or SIGQUIT"),
         Ok(Ok(Left::KeepNode | Left::Quit)) => {}
         // Hosts are served all the same.
         Ok(Err(failure)) => output::complain(&failure.message),

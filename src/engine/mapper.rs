@@ -90,6 +90,8 @@ pub(super) struct Mapper {
     pub(super) exhausted: bool,
     /// Devices for which every segment was found to have all the strips it can have.
     pub(super) settled_on: Option<Vec<bool>>,
+    /// Segments moved for redundancy's sake since then.
+    pub(super) evacuated: u64,
     /// The last turn moved a segment to get its redundancy back: there may be more.
     evacuating: bool,
     /// Live bytes when it did: with fewer it is worth another try.
@@ -120,6 +122,7 @@ impl Mapper {
             checkpoint,
             exhausted: false,
             settled_on: None,
+            evacuated: 0,
             evacuating: false,
             exhausted_at_bytes: 0,
             fruitless: 0,

@@ -26,6 +26,7 @@ use crate::format::record::RecordKind;
 use crate::format::record::decode_record;
 use crate::format::unit::UNIT_BYTES;
 use crate::format::unit::UNIT_HEADER_BYTES;
+use crate::observe::event;
 use crate::units::BLOCK_BYTES;
 use crate::units::LayerId;
 use crate::units::Lba;
@@ -120,6 +121,7 @@ impl Mapper {
         }
         let Some((weak, metadata)) = self.weak_segment(&usable) else {
             self.settled_on = Some(usable);
+            self.tell_evacuated();
             return Ok(false);
         };
         let free = self.engine.pool.table.lock().free_segments(&usable);
@@ -133,7 +135,20 @@ impl Mapper {
         } else {
             self.empty_segments(&[weak]).await?;
         }
+        self.evacuated += 1;
         Ok(true)
+    }
+
+    /// Nothing is left to move for redundancy's sake.
+    fn tell_evacuated(&mut self) {
+        if std::mem::take(&mut self.evacuated) == 0 {
+            return;
+        }
+        let message = match self.engine.pool.redundancy().degraded {
+            0 => "every segment is whole again".to_owned(),
+            degraded => format!("{degraded} segments wait for devices to be replaced"),
+        };
+        event::raise(event::REBUILD_DONE, "pod", message);
     }
 
     fn weak_segment(&self, usable: &[bool]) -> Option<(SegmentId, bool)> {

@@ -59,6 +59,11 @@ metrics! {
         |out, stats| pod(out, stats, |pod| u64::from(pod.health != "read-only"));
     "weft_pod_can_lose_devices", "gauge", POD, "Devices that may still fail, all at once, without loss",
         |out, stats| pod(out, stats, |pod| pod.can_lose as u64);
+    "weft_pod_segments", "gauge", POD, "Segments, the units of erasure coding, with data in them",
+        |out, stats| pod(out, stats, |pod| pod.segments);
+    "weft_pod_segments_degraded", "gauge", POD,
+        "Segments with fewer strips in service than they should have; a rebuild lowers it",
+        |out, stats| pod(out, stats, |pod| pod.segments_degraded);
     "weft_pod_devices", "gauge", POD, "Devices the pod has",
         |out, stats| pod(out, stats, |pod| pod.device_count as u64);
     "weft_pod_devices_in_service", "gauge", POD, "Devices in service",

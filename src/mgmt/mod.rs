@@ -26,6 +26,7 @@ use axum::routing::get;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
 use tokio::time;
 use tokio::time::Instant;
 use utoipa::IntoParams;
@@ -46,6 +47,7 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::observe::event;
+use crate::observe::history::History;
 use crate::observe::log;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::format_size;
@@ -74,6 +76,9 @@ const BODY_BYTES_MAX: usize = 64 << 10;
 /// Time to send it.
 const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 
+/// Samples in one answer. A client that wants more asks again from where it ends.
+const HISTORY_SAMPLES_MAX: usize = 600;
+
 /// What the API answers from.
 pub struct Management {
     pod: PodHandle,
@@ -88,6 +93,8 @@ pub struct NodeFacts {
     pub data_dir: PathBuf,
     /// The machine's clock.
     pub env: EnvRef,
+    /// What was counted before; `None` if it is not recorded.
+    pub history: Option<Arc<History>>,
     /// When it began to serve.
     pub started: Instant,
     /// Threads that serve hosts.
@@ -135,6 +142,12 @@ impl Management {
         self.pod.pod().volumes().iter().map(view::volume).collect()
     }
 
+    /// The time by the node's clock, in milliseconds since 1970.
+    #[must_use]
+    pub fn unix_ms(&self) -> u64 {
+        self.node.env.unix_ms()
+    }
+
     /// What `GET /v1/stats` answers.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -142,7 +155,7 @@ impl Management {
         let status = pod.status();
         let devices = status.devices.iter().zip(pod.device_latencies());
         Stats {
-            unix_ms: self.node.env.unix_ms(),
+            unix_ms: self.unix_ms(),
             uptime_ms: u64::try_from(self.node.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             pod: view::pod(&status),
             devices: devices
@@ -293,6 +306,7 @@ fn routes() -> OpenApiRouter<Arc<Management>> {
         .routes(routes!(list_hosts, add_host))
         .routes(routes!(remove_host))
         .routes(routes!(show_stats))
+        .routes(routes!(show_history))
         .routes(routes!(list_connections))
         .routes(routes!(list_events))
         .routes(routes!(show_log, set_log))
@@ -337,6 +351,52 @@ async fn show_pod(State(management): Shared) -> Response {
 )]
 async fn show_stats(State(management): Shared) -> Response {
     axum::Json(management.stats()).into_response()
+}
+
+/// Which samples to show.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct HistoryRange {
+    /// None before this time, in milliseconds since 1970.
+    #[serde(default)]
+    from_ms: u64,
+    /// None after this time.
+    #[serde(default = "end_of_time")]
+    to_ms: u64,
+    /// At least so far apart; 0, the default, for all there are.
+    #[serde(default)]
+    step_ms: u64,
+}
+
+fn end_of_time() -> u64 {
+    u64::MAX
+}
+
+/// What the node counted over time, the oldest first and 600 at most.
+///
+/// Samples are kept as the JSON they are answered as.
+#[utoipa::path(
+    get,
+    path = "/v1/history",
+    params(HistoryRange),
+    responses((status = 200, body = Vec<Stats>, description = "Oldest first"))
+)]
+async fn show_history(
+    State(management): Shared,
+    query: Result<Query<HistoryRange>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    const OP: &str = "read history";
+    let Query(range) = query.map_err(|refused| Refusal::query(&refused))?;
+    let history = management.node.history.clone().ok_or_else(|| {
+        Error::new(ErrorKind::Unsupported, OP).context("the node records none: see history.size")
+    })?;
+    let read = spawn_blocking(move || {
+        history.range(range.from_ms, range.to_ms, range.step_ms, HISTORY_SAMPLES_MAX)
+    });
+    let samples = read.await.map_err(|_| Error::new(ErrorKind::ShuttingDown, OP))??;
+    let body = [b"[", samples.join(&b","[..]).as_slice(), b"]"].concat();
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 /// Connections of hosts.

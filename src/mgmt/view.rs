@@ -18,6 +18,8 @@ pub(super) fn pod(status: &PodStatus) -> weft_api::Pod {
         parity_strips: status.parity_strips,
         health: status.health.clone(),
         can_lose: status.can_lose,
+        segments: status.segments,
+        segments_degraded: status.segments_degraded,
         device_count: status.devices.len(),
         devices_in_service: in_service.count(),
         capacity_bytes: status.capacity_bytes,

@@ -61,6 +61,8 @@ pub struct Config {
     pub api_tcp: Option<ApiTcpConfig>,
     /// TCP addresses at which Prometheus finds metrics.
     pub metrics_listen: Vec<SocketAddr>,
+    /// Disk space for recorded counts, in bytes; 0: none are recorded.
+    pub history_bytes: u64,
     /// How to log.
     pub log: LogConfig,
     /// Let blank devices take the places of missing ones at this start.

@@ -48,6 +48,7 @@ use crate::mgmt::Management;
 use crate::mgmt::NodeFacts;
 use crate::mgmt::Token;
 use crate::observe::event;
+use crate::observe::history::History;
 use crate::observe::log;
 use crate::target::nbd::NbdOptions;
 use crate::target::nbd::NbdTarget;
@@ -68,6 +69,7 @@ mod listeners;
 mod notify;
 mod pod;
 mod polling;
+mod recorder;
 
 use config::ApiTcpConfig;
 use config::Config;
@@ -83,6 +85,7 @@ use listeners::BoundUnix;
 use listeners::Listeners;
 use listeners::SocketFile;
 pub use notify::notify;
+use recorder::Recorder;
 
 pub use crate::mgmt::document as openapi_document;
 
@@ -124,6 +127,7 @@ pub struct Node {
     acceptors: JoinSet<()>,
     nbd_files: Vec<SocketFile>,
     api: ApiServer,
+    recorder: Option<Recorder>,
     /// Ends with the node.
     _metrics: JoinSet<()>,
     /// Released last.
@@ -169,10 +173,13 @@ impl Node {
         let targets = Targets { nbd: Arc::new(NbdTarget::new(volumes, nbd)), nvme_tcp };
         let data_plane =
             Arc::new(DataPlane::start(config.data_plane_threads, config.polling, &targets)?);
-        let facts = node_facts(&directory, &targets, &data_plane, &listeners);
+        let history = open_history(&directory, config.history_bytes);
+        let mut facts = node_facts(&directory, &targets, &data_plane, &listeners);
+        facts.history = history.clone();
         let management = Management::new(engine.pod.clone(), facts);
         let api_tcp = std::mem::take(&mut listeners.api);
         let api = ApiServer::start(&management, api, api_tcp, guard)?;
+        let recorded = Arc::clone(&management);
         let metrics = serve_metrics(&management, std::mem::take(&mut listeners.metrics))?;
 
         let mut node = Self {
@@ -183,6 +190,7 @@ impl Node {
             acceptors: JoinSet::new(),
             nbd_files: Vec::new(),
             api,
+            recorder: history.map(|history| Recorder::start(recorded, history)),
             _metrics: metrics,
             directory,
         };
@@ -221,6 +229,9 @@ impl Node {
         let data_plane = Arc::into_inner(self.data_plane).expect("acceptors have ended");
         data_plane.stop().await;
         self.api.stop().await;
+        if let Some(recorder) = self.recorder {
+            recorder.stop().await;
+        }
         let closed = self.engine.stop().await;
         drop(self.directory);
         closed
@@ -316,6 +327,20 @@ impl ApiServer {
         };
         if time::timeout(API_STOP_TIME_MAX, ended).await.is_err() {
             tracing::warn!("API requests did not end in time and are cut");
+        }
+    }
+}
+
+/// The recorder's store. A node without one serves as well.
+fn open_history(directory: &Directory, bytes_max: u64) -> Option<Arc<History>> {
+    if bytes_max == 0 {
+        return None;
+    }
+    match History::open(&directory.path().join("history.redb"), bytes_max) {
+        Ok(history) => Some(Arc::new(history)),
+        Err(error) => {
+            tracing::warn!(error = error.chain(), "nothing is recorded");
+            None
         }
     }
 }
@@ -455,6 +480,7 @@ fn node_facts(
         started: Instant::now(),
         data_plane_threads: data_plane.thread_count(),
         env: TokioEnv::new(),
+        history: None,
         front_ends: Box::new(move || front_ends(&counting)),
         connections: Box::new(move || {
             let mut all = listing.nbd.connections().list();

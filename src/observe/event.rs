@@ -59,6 +59,8 @@ kinds! {
     DAMAGE_HEALED = "damage-healed", Info, "";
     /// Damaged bytes could not be written back.
     DAMAGE_LEFT = "damage-left", Warning, "look at the other devices: too few of them can be read";
+    /// Redundancy was put back as far as the devices in service allow.
+    REBUILD_DONE = "rebuild-done", Info, "";
     /// Writes cannot be made durable any more.
     POD_READ_ONLY = "pod-read-only", Error,
         "mend the devices and start the node again: nothing acknowledged is lost";

@@ -2,6 +2,7 @@
 //!
 //! | file | owns |
 //! |---|---|
+//! | [`history`] | what was counted, second by second |
 //! | [`log`] | lines for people and machines |
 //! | [`event`] | what happened that an operator should know |
 //! | [`histogram`], [`requests`] | latencies and counts of each volume |
@@ -9,6 +10,7 @@
 
 pub mod event;
 pub mod histogram;
+pub mod history;
 pub mod log;
 pub mod requests;
 pub mod stages;

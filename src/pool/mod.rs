@@ -39,6 +39,7 @@ pub mod superblock;
 pub mod table;
 
 use member::Member;
+use table::Redundancy;
 use table::SegmentTable;
 
 /// What is fixed when a pod is created.
@@ -216,13 +217,15 @@ impl Pool {
     /// How many more devices may fail without loss of data or service.
     #[must_use]
     pub fn can_lose(&self) -> usize {
-        let in_service = self.in_service();
         let lost = self.members.len() - self.in_service_count();
-        let strips = self.table.lock().strips_in_service_min(&in_service);
-        let spare_strips = strips.unwrap_or(self.geometry.strips());
-        self.geometry
-            .parity_strips
-            .saturating_sub(lost)
-            .min(spare_strips.saturating_sub(self.geometry.data_strips))
+        let spare_strips = self.redundancy().strips_min.saturating_sub(self.geometry.data_strips);
+        self.geometry.parity_strips.saturating_sub(lost).min(spare_strips)
+    }
+
+    /// How well the segments with live blocks are protected.
+    #[must_use]
+    pub fn redundancy(&self) -> Redundancy {
+        let in_service = self.in_service();
+        self.table.lock().redundancy(&in_service)
     }
 }

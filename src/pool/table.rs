@@ -53,6 +53,17 @@ impl Segment {
     }
 }
 
+/// How well the segments with live blocks are protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Redundancy {
+    /// Fewest strips in service that any of them has; all, if there is none.
+    pub strips_min: usize,
+    /// How many there are.
+    pub segments: u64,
+    /// Of them, with fewer strips in service than they should have.
+    pub degraded: u64,
+}
+
 /// The table.
 pub struct SegmentTable {
     geometry: Geometry,
@@ -271,11 +282,18 @@ impl SegmentTable {
         self.segments.values()
     }
 
-    /// Fewest strips in service that any segment with live blocks has; `None` without one.
+    /// How well the segments with live blocks are protected.
     #[must_use]
-    pub fn strips_in_service_min(&self, in_service: &[bool]) -> Option<usize> {
+    pub fn redundancy(&self, in_service: &[bool]) -> Redundancy {
         let live = self.segments.values().filter(|segment| segment.entry.live_blocks > 0);
-        live.map(|segment| segment.strips_in_service(in_service)).min()
+        let whole = self.geometry.strips();
+        let mut seen = Redundancy { strips_min: whole, segments: 0, degraded: 0 };
+        for strips in live.map(|segment| segment.strips_in_service(in_service)) {
+            seen.strips_min = seen.strips_min.min(strips);
+            seen.segments += 1;
+            seen.degraded += u64::from(strips < whole);
+        }
+        seen
     }
 
     /// Estimate of the bytes that live blocks occupy.

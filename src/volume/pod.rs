@@ -152,6 +152,10 @@ pub struct PodStatus {
     pub health: String,
     /// Devices that may still fail, all at once, without loss.
     pub can_lose: usize,
+    /// Segments with data.
+    pub segments: u64,
+    /// Of them, with fewer strips in service than they should have.
+    pub segments_degraded: u64,
     /// What volumes may store, after parity, before compression.
     pub capacity_bytes: u64,
     /// Of it, in use or promised.
@@ -481,6 +485,7 @@ impl Pod {
         let pool = &self.engine.pool;
         let geometry = &pool.geometry;
         let in_service = pool.in_service_count();
+        let redundancy = pool.redundancy();
         let health = match (engine.read_only, in_service == geometry.devices) {
             (true, _) => "read-only",
             (false, false) => "degraded",
@@ -493,6 +498,8 @@ impl Pod {
             parity_strips: geometry.parity_strips,
             health: health.to_owned(),
             can_lose: pool.can_lose(),
+            segments: redundancy.segments,
+            segments_degraded: redundancy.degraded,
             capacity_bytes: engine.limit_bytes,
             used_bytes: engine.live_bytes + self.engine.space.promised_bytes(),
             logical_bytes: engine.logical_bytes,

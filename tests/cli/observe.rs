@@ -96,6 +96,60 @@ fn what_hosts_do_is_counted_by_volume_operation_and_stage() {
 }
 
 #[test]
+fn what_was_counted_is_recorded_and_explained() {
+    let scratch = Scratch::new();
+    let config = scratch.small();
+    let node = Node::start(&scratch, &config);
+    let mut stream = UnixStream::connect(node.data.join("nbd.sock")).expect("listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    let export = nbd::client::handshake(&mut stream, b"vol0").expect("agreed");
+    let mut disk = nbd::client::NbdClient::new(&mut stream, &export);
+    disk.write_all(&[7; 8192]).expect("written");
+    counts(&node, "write", 1);
+
+    let explained = node.json(&["explain", "vol0"]);
+    let writes = &explained["operations"][0];
+    assert_eq!((&writes["operation"], &writes["requests"]), (&"write".into(), &1.into()));
+    assert_eq!(writes["costs_most"], "journal", "{explained}");
+    let told = node.weft(&["explain", "vol0"]).out;
+    assert!(told.contains("journal costs most: writes wait until"), "{told}");
+    assert_eq!(node.weft(&["explain", "nope"]).code, Some(4));
+
+    let recorded = || get(&node, "/v1/history").as_array().expect("a list").clone();
+    let seen = (0..300).any(|_| {
+        thread::park_timeout(A_MOMENT);
+        recorded().len() >= 3
+    });
+    assert!(seen, "nothing is recorded");
+    let times: Vec<u64> =
+        recorded().iter().map(|stats| stats["unix_ms"].as_u64().expect("a time")).collect();
+    assert!(times.is_sorted(), "{times:?}");
+    let from = get(&node, &format!("/v1/history?from_ms={}&step_ms=3600000", times[1]));
+    assert_eq!(from.as_array().map(Vec::len), Some(1));
+    assert_eq!(from[0]["unix_ms"], times[1]);
+    // The last second holds no write.
+    let explained = node.json(&["explain", "vol0", "--last", "1s"]);
+    assert_eq!(explained["operations"], Value::Array(Vec::new()), "{explained}");
+
+    // A second run has what the first one recorded.
+    node.stop();
+    let node = Node::start(&scratch, &config);
+    let recorded = get(&node, "/v1/history");
+    assert_eq!(recorded[1]["unix_ms"], times[1]);
+}
+
+#[test]
+fn a_node_that_records_nothing_says_so() {
+    let scratch = Scratch::new();
+    let config = scratch.config("pod.device_size = \"256MiB\"\nhistory.size = 0");
+    let node = Node::start(&scratch, &config);
+    let (head, problem) = request(&node, "GET /v1/history", "");
+    assert!(head.starts_with("HTTP/1.1 501 "), "{head}");
+    assert!(problem.contains("history.size"), "{problem}");
+    assert!(!node.data.join("history.redb").exists());
+}
+
+#[test]
 fn events_come_in_order_and_after_a_number() {
     let scratch = Scratch::new();
     let node = Node::start(&scratch, &scratch.small());

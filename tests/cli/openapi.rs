@@ -126,6 +126,7 @@ fn answers_are_as_described() {
         "/v1/volumes",
         "/v1/hosts",
         "/v1/stats",
+        "/v1/history",
         "/v1/connections",
         "/v1/events",
         "/v1/log",

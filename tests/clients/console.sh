@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The console on a live node under load, in a terminal of tmux: every screen shows what is there, a node that is stopped
 # is marked stale and comes back, and the terminal is given back on q, on SIGTERM and when the node was the console's own.
-# Then the same figures without a terminal: text, JSON and CSV.
+# What the node recorded is replayed, to its end. Then the same figures without a terminal: text, JSON and CSV.
 source "$(dirname "$0")/lib.sh"
 requires tmux fio jq nbdinfo
 requires_weft
@@ -73,6 +73,12 @@ start_load() {
     LOAD_PID=$!
 }
 
+stop_load() {
+    kill -KILL "$LOAD_PID"
+    wait "$LOAD_PID" 2>/dev/null || true
+    LOAD_PID=
+}
+
 start_server
 create_volume quiet 1GiB
 start_load
@@ -122,13 +128,24 @@ sees '^.vol0'
 kill -CONT "$SERVER_PID"
 sees 'healthy +live'
 
+say 'a node that was killed is found again once it runs'
+stop_load
+kill_server
+sees 'stale [3-9] s'
+sees 'no node answers at'
+sees '^.vol0'
+start_server
+start_load
+sees 'healthy +live'
+sees '^.vol0 +[1-9]'
+
 say 'a smaller terminal says so, and a larger one is drawn again'
 terminal resize-window -t console -x 60 -y 20
 sees 'needs 80 columns'
 terminal resize-window -t console -x 80 -y 24
 sees '^.vol0'
 
-say 'the terminal is given back on q and on SIGTERM'
+say 'the terminal is given back on q and on signals'
 keys q
 expect_given_back
 keys "$WEFT top --ascii --data $DATA" Enter
@@ -136,6 +153,36 @@ sees '^\+ Pod -+'
 pkill -TERM -P "$(terminal display-message -p -t console '#{pane_pid}')" weft
 expect_given_back
 sees 'a signal ended the console'
+keys clear Enter "$WEFT top --data $DATA" Enter
+sees 'healthy +live'
+pkill -HUP -P "$(terminal display-message -p -t console '#{pane_pid}')" weft
+expect_given_back
+sees 'a signal ended the console'
+
+say 'what was recorded is played to its end'
+recorded_s() {
+    weft top --replay -t 14s --mode csv | grep -c ',pod,' || true
+}
+deadline=$((SECONDS + SEEN_LIMIT_S))
+until (($(recorded_s) >= 12)); do
+    ((SECONDS < deadline)) || fail 'not every second is recorded'
+    sleep 1
+done
+keys clear Enter "$WEFT top --replay -t '10s ago' --data $DATA" Enter
+sees 'REPLAY .* UTC +1[0-9] s ago +playing'
+sees 'healthy +replay'
+sees 'IOPS +[1-9]'
+keys '['
+sees 'REPLAY .* s ago +frozen'
+keys 5
+sees 'Connections are not recorded'
+keys 1 '{'
+sees 'IOPS +[1-9]'
+keys ':speed 30' Enter Space
+sees 'REPLAY .* end of the recording'
+sees_no 'healthy +live'
+keys q
+expect_given_back
 
 say 'the same figures without a terminal'
 weft top | head -n 4 >"$WORK/text"
@@ -146,9 +193,15 @@ weft top --once --mode csv >"$WORK/csv"
 [[ $(wc -l <"$WORK/csv") -eq 4 ]] || { cat "$WORK/csv" && fail 'not a header, a pod and two volumes'; }
 awk -F, 'NR == 1 { cells = NF } NF != cells { exit 1 }' "$WORK/csv" || fail 'rows are not as long as the header'
 
+weft top --replay -t '10s ago' --mode csv >"$WORK/csv"
+[[ $(grep -c ',pod,' "$WORK/csv") -ge 5 ]] || { cat "$WORK/csv" && fail 'not a row for each recorded second'; }
+awk -F, 'NR == 1 { cells = NF } NF != cells { exit 1 }' "$WORK/csv" || fail 'rows are not as long as the header'
+awk -F, '$3 == "pod" && $6 > 0 { found = 1 } END { exit !found }' "$WORK/csv" || fail 'no recorded writes'
+weft top --replay -t '10s ago' --until '2s ago' --interval 3 | grep -qE '^vol0 +[1-9]' || fail 'no recorded text'
+refuses "$WEFT" top --data "$DATA" -t 10s
+
 say 'a node with a console logs to a file, goes on without it, and stops with it'
-kill -KILL "$LOAD_PID"
-LOAD_PID=
+stop_load
 stop_server
 refuses "$WEFT" --data "$DATA" --tui </dev/null
 terminal resize-window -t console -x "$COLUMNS_SHOWN" -y "$LINES_SHOWN"

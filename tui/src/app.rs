@@ -20,12 +20,16 @@ use crate::line::Typed;
 use crate::model::Sample;
 use crate::model::history::History;
 use crate::model::interval::Interval;
+use crate::recording::Want;
+use crate::replay::Loaded;
+use crate::replay::Replay;
 use crate::table::Row;
 use crate::table::TableState;
 use crate::table::column_named;
 use crate::tables;
 use crate::tables::TableKind;
 use crate::theme::Look;
+use crate::when::When;
 
 /// Events kept, as many as the node keeps.
 const EVENTS_MAX: usize = 1000;
@@ -157,8 +161,10 @@ pub struct App {
     pub operation: Operation,
     /// The volume whose latency is shown; `None` for all.
     pub volume: Option<String>,
-    /// Number of the interval the picture was stopped at.
+    /// Number of the interval the picture of what is now was stopped at.
     pub frozen: Option<u64>,
+    /// What plays a recording; `None` if the console shows what is now.
+    pub replay: Option<Replay>,
     /// What is being typed.
     pub input: Input,
     /// The text so far.
@@ -202,6 +208,7 @@ impl App {
             operation: Operation::Read,
             volume: None,
             frozen: None,
+            replay: None,
             input: Input::None,
             typed: String::new(),
             overlay: Overlay::None,
@@ -213,6 +220,36 @@ impl App {
             own_node,
             now_ms: 0,
             answered_ms: None,
+        }
+    }
+
+    /// The same, for a recording.
+    #[must_use]
+    pub fn replaying(self, replay: Replay) -> Self {
+        Self { replay: Some(replay), ..self }
+    }
+
+    /// What of the recording is to be loaded, said once.
+    pub fn want(&mut self) -> Option<Want> {
+        self.replay.as_mut()?.want(&self.history)
+    }
+
+    /// Takes a part of the recording.
+    pub fn loaded(&mut self, loaded: Loaded, now_ms: u64) {
+        self.tick(now_ms);
+        let Some(replay) = self.replay.as_mut() else { return };
+        let failed = loaded.intervals.as_ref().err().cloned();
+        let done = replay.loaded(loaded.want, loaded.intervals, &mut self.history);
+        match failed {
+            // It is asked again: until then the last picture says so.
+            Some(reason) => self.offline = Some(reason),
+            None => {
+                self.offline = None;
+                self.note = done.err().unwrap_or_else(|| std::mem::take(&mut self.note));
+            }
+        }
+        if let Some(events) = loaded.events {
+            self.events = events.into();
         }
     }
 
@@ -246,6 +283,9 @@ impl App {
     /// Takes notice of the time, in milliseconds from wherever it began.
     pub fn tick(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
+        if let Some(replay) = &mut self.replay {
+            replay.tick(now_ms, &self.history);
+        }
     }
 
     /// Seconds since the node last answered, if that is longer than it should be.
@@ -258,6 +298,9 @@ impl App {
     /// Number of the interval that is shown.
     #[must_use]
     pub fn number(&self) -> u64 {
+        if let Some(replay) = &self.replay {
+            return replay.position();
+        }
         let last = self.history.range().map_or(0, |(_, last)| last);
         self.frozen.unwrap_or(last)
     }
@@ -270,7 +313,9 @@ impl App {
 
     /// The events up to the moment that is shown.
     pub fn events_shown(&self) -> impl Iterator<Item = &Event> {
-        let until = self.frozen.and(self.shown()).map_or(u64::MAX, |interval| interval.unix_ms);
+        let is_past = self.frozen.is_some() || self.replay.is_some();
+        let shown = self.shown().filter(|_| is_past);
+        let until = shown.map_or(u64::MAX, |interval| interval.unix_ms);
         self.events.iter().filter(move |event| event.unix_ms <= until)
     }
 
@@ -399,8 +444,17 @@ impl App {
                 None => "this screen has no table".clone_into(&mut self.note),
             },
             Typed::Volume(name) => self.show_latency_of(name),
-            Typed::Freeze => self.frozen = self.history.range().map(|_| self.number()),
-            Typed::Live => self.frozen = None,
+            Typed::Freeze => self.freeze(true),
+            Typed::Live if self.replay.is_some() => {
+                "a replay does not become live; space goes on".clone_into(&mut self.note);
+            }
+            Typed::Live => self.freeze(false),
+            Typed::Speed(text) => self.with_replay(|replay| replay.set_speed(&text)),
+            Typed::Goto(text) => self.with_replay(|replay| {
+                let when = When::parse(&text)?;
+                replay.go_to(when.unix_ms(replay.unix_now_ms()));
+                Ok(())
+            }),
             Typed::Help => self.overlay = Overlay::Help,
             Typed::Quit => return self.quit(),
         }
@@ -418,10 +472,8 @@ impl App {
                 self.typed.clear();
             }
             Command::Freeze => {
-                self.frozen = match self.frozen {
-                    Some(_) => None,
-                    None => self.history.range().map(|(_, last)| last),
-                };
+                let frozen = self.replay.as_ref().map_or(self.frozen.is_some(), Replay::is_paused);
+                self.freeze(!frozen);
             }
             Command::Step(by) => self.step(by),
             Command::Enlarge => {
@@ -497,7 +549,26 @@ impl App {
         }
     }
 
+    fn freeze(&mut self, freeze: bool) {
+        match &mut self.replay {
+            Some(replay) if freeze => replay.pause(),
+            Some(replay) => replay.play(),
+            None => self.frozen = self.history.range().map(|_| self.number()).filter(|_| freeze),
+        }
+    }
+
+    fn with_replay(&mut self, work: impl FnOnce(&mut Replay) -> Result<(), String>) {
+        self.note = match self.replay.as_mut().map(work) {
+            Some(Ok(())) => String::new(),
+            Some(Err(reason)) => reason,
+            None => "this is no replay: weft top --replay shows what was recorded".to_owned(),
+        };
+    }
+
     fn step(&mut self, by: i64) {
+        if let Some(replay) = &mut self.replay {
+            return replay.step(by, &self.history);
+        }
         if let Some((first, last)) = self.history.range() {
             self.frozen = Some(self.number().saturating_add_signed(by).clamp(first, last));
         }

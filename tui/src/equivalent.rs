@@ -5,6 +5,7 @@ use weft_api::URL_PREFIX;
 use crate::app::App;
 use crate::app::Screen;
 use crate::tables::TableKind;
+use crate::when::rfc3339;
 
 /// Commands that print what is shown now.
 #[must_use]
@@ -16,8 +17,22 @@ pub fn commands(app: &App) -> Vec<String> {
             "curl --cacert \"$WEFT_CA\" -H \"Authorization: Bearer $(cat \"$WEFT_TOKEN_FILE\")\" {}",
             shell_word(&format!("{}{path}", app.socket.trim_end_matches('/')))
         ),
-        false => format!("curl --unix-socket {} http://weft{path}", shell_word(&app.socket)),
+        false => format!(
+            "curl --unix-socket {} {}",
+            shell_word(&app.socket),
+            shell_word(&format!("http://weft{path}"))
+        ),
     };
+    if let (Some(_), Some(shown)) = (&app.replay, app.shown()) {
+        let begin_ms = shown.unix_ms.saturating_sub(60_000);
+        let (from, until) = (rfc3339(begin_ms), rfc3339(shown.unix_ms));
+        let replay = |rest: &str| weft(&format!("top --replay -t {from} {rest}"));
+        return vec![
+            replay(&format!("--until {until} --mode csv")),
+            replay(&format!("--until {until} --mode json")),
+            get(&format!("/v1/history?from_ms={begin_ms}&to_ms={}", shown.unix_ms)),
+        ];
+    }
     match app.screen {
         Screen::Pulse => {
             vec![weft("status"), weft("pod show"), weft("top --once --mode text")]

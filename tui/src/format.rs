@@ -160,6 +160,19 @@ pub fn clip(text: &str, width: usize, mark: &str) -> String {
     short
 }
 
+/// [`clip`], of which the end stays.
+#[must_use]
+pub fn clip_start(text: &str, width: usize, mark: &str) -> String {
+    let surplus = text.chars().count().saturating_sub(width);
+    if surplus == 0 || width == 0 {
+        return clip(text, width, mark);
+    }
+    text.chars().skip(surplus + 1).fold(mark.to_owned(), |mut short, c| {
+        short.push(c);
+        short
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,5 +216,8 @@ mod tests {
         assert_eq!(clip("abcd", 3, "~"), "ab~");
         assert_eq!(clip("abcd", 0, "~"), "");
         assert_eq!(clip("äöü", 2, "…"), "ä…");
+        assert_eq!(clip_start("abc", 3, "~"), "abc");
+        assert_eq!(clip_start("abcd", 3, "~"), "~cd");
+        assert_eq!(clip_start("abcd", 0, "~"), "");
     }
 }

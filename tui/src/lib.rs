@@ -15,6 +15,9 @@
 //! run      the terminal: keys in, pictures out, restored at the end however that comes
 //! ```
 //!
+//! A replay has `recording`, which reads what the node has recorded, in place of the source, and
+//! `replay` in the app, which says what of it is shown and what is to be read next.
+//!
 //! `plain` prints the model as text, JSON or CSV where there is no terminal.
 
 #![forbid(unsafe_code)]
@@ -26,22 +29,27 @@ use weft_api::ClientError;
 
 pub mod app;
 mod equivalent;
+mod feed;
 pub mod format;
 pub mod keys;
 pub mod line;
 pub mod model;
 pub mod plain;
+pub mod recording;
+pub mod replay;
 mod run;
 pub mod screens;
 pub mod source;
 pub mod table;
 pub mod tables;
 pub mod theme;
+pub mod when;
 
 pub use app::Left;
 pub use run::Options;
 pub use run::check;
 pub use run::run;
+pub use when::When;
 
 /// Why the console, or the printing of its figures, ended.
 #[derive(Debug)]

@@ -17,6 +17,10 @@ pub enum Typed {
     Freeze,
     /// Let it go on.
     Live,
+    /// Replay so many times as fast as it was.
+    Speed(String),
+    /// Go to a time in the recording.
+    Goto(String),
     /// Show the help.
     Help,
     /// Leave.
@@ -30,6 +34,8 @@ pub const COMMANDS: &[(&str, &str)] = &[
     (":filter [TEXT]", "only rows with it"),
     (":volume [NAME]", "its latency; all"),
     (":freeze :live", "stop or go on"),
+    (":goto TIME", "14:03, 2h ago"),
+    (":speed N", "of a replay"),
     (":help :quit", ""),
 ];
 
@@ -48,6 +54,8 @@ pub fn parse(text: &str) -> Result<Typed, String> {
         ("volume", Typed::Volume(rest.to_owned())),
         ("freeze", Typed::Freeze),
         ("live", Typed::Live),
+        ("speed", Typed::Speed(rest.to_owned())),
+        ("goto", Typed::Goto(rest.to_owned())),
         ("help", Typed::Help),
         ("quit", Typed::Quit),
     ];

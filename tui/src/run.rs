@@ -28,8 +28,6 @@ use ratatui::backend::CrosstermBackend;
 use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time;
 use tokio::time::Instant;
 use tokio::time::MissedTickBehavior;
@@ -40,20 +38,22 @@ use crate::Failure;
 use crate::app::Action;
 use crate::app::App;
 use crate::app::Left;
-use crate::model::Sample;
+use crate::feed::Answer;
+use crate::feed::Feed;
+use crate::recording::Recording;
+use crate::replay::Replay;
 use crate::screens;
 use crate::source::Source;
 use crate::theme::Look;
 use crate::theme::Surroundings;
+use crate::when::When;
 
-/// How often the node is asked.
-const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How long to wait for the first answer before the console opens without one.
 const FIRST_ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
 /// How often the picture is drawn anew while nothing happens, for the age of a stale one.
 const REDRAW_INTERVAL: Duration = Duration::from_millis(500);
-/// Answers not yet drawn. Drawing keeps up, so this only has to be more than none.
-const ANSWERS_WAITING_MAX: usize = 4;
+/// The same while a recording is played, which moves on between answers.
+const REDRAW_INTERVAL_REPLAY: Duration = Duration::from_millis(200);
 
 /// How to run the console.
 #[derive(Clone, Debug)]
@@ -66,6 +66,8 @@ pub struct Options {
     pub theme: Option<PathBuf>,
     /// Whether the node is this process: then leaving asks whether it is to stop.
     pub own_node: bool,
+    /// Show what was recorded, from that time on, instead of what is.
+    pub replay: Option<When>,
 }
 
 /// Says whether the console can be run so, without running it.
@@ -89,50 +91,67 @@ fn look(options: &Options) -> Result<Look, Failure> {
 /// a thread that may wait for the terminal.
 ///
 /// # Errors
-/// No node answers, the theme is wrong, or the terminal cannot be used.
+/// No node answers, or it records nothing and is to be replayed; the theme is wrong, or the terminal
+/// cannot be used.
 pub async fn run(options: Options) -> Result<Left, Failure> {
     let look = look(&options)?;
-    let mut app = App::new(look, options.node.endpoint().to_string(), options.own_node);
-    let mut source = Source::live(options.node);
+    let app = App::new(look, options.node.endpoint().to_string(), options.own_node);
     let begin = Instant::now();
-    match time::timeout(FIRST_ANSWER_TIME_MAX, source.next()).await {
-        Ok(Ok(sample)) => app.sample(sample, 0),
-        Ok(Err(error @ ClientError::Unreachable { .. })) => return Err(Failure::Node(error)),
-        Ok(Err(error)) => app.failed(error.to_string(), 0),
-        Err(_) => {}
-    }
+    let (mut app, feed) = match options.replay {
+        None => open_live(app, &options, begin).await?,
+        Some(from) => open_replay(app, &options, from).await?,
+    };
     let mut signals = Signals::listen()?;
-    let (sender, answers) = mpsc::channel(ANSWERS_WAITING_MAX);
-    let mut tasks = JoinSet::new();
-    tasks.spawn(poll(source, sender));
     let terminal = Taken::take()?;
-    show(&mut app, terminal, answers, &mut signals, begin).await
+    show(&mut app, terminal, feed, &mut signals, begin).await
 }
 
-/// Asks for samples until nobody wants them any more.
-async fn poll(mut source: Source, answers: mpsc::Sender<Result<Sample, String>>) {
-    let mut ticks = time::interval_at(Instant::now() + POLL_INTERVAL, POLL_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let answer = source.next().await.map_err(|error| error.to_string());
-        if answers.send(answer).await.is_err() {
-            return;
+async fn open_live(
+    mut app: App,
+    options: &Options,
+    begin: Instant,
+) -> Result<(App, Feed), Failure> {
+    let mut source = Source::live(options.node.clone());
+    match time::timeout(FIRST_ANSWER_TIME_MAX, source.next()).await {
+        Ok(Ok(sample)) => {
+            if let Some(sample) = sample {
+                app.sample(sample, since(begin));
+            }
         }
+        Ok(Err(error @ ClientError::Unreachable { .. })) => return Err(Failure::Node(error)),
+        Ok(Err(error)) => app.failed(error.to_string(), since(begin)),
+        Err(_) => {}
     }
+    Ok((app, Feed::live(source)))
+}
+
+/// Asks for the node's time, by which times are meant, and whether anything is recorded.
+async fn open_replay(app: App, options: &Options, from: When) -> Result<(App, Feed), Failure> {
+    let client = options.node.clone();
+    let now_ms = client.stats().await.map_err(Failure::Node)?.unix_ms;
+    let recording = Recording::Node(client);
+    recording.first(0, u64::MAX).await.map_err(Failure::Node)?;
+    let app = app.replaying(Replay::new(from.unix_ms(now_ms), now_ms));
+    Ok((app, Feed::replay(recording, now_ms)))
 }
 
 async fn show(
     app: &mut App,
     mut terminal: Taken,
-    mut answers: mpsc::Receiver<Result<Sample, String>>,
+    mut feed: Feed,
     signals: &mut Signals,
     begin: Instant,
 ) -> Result<Left, Failure> {
     let mut events = EventStream::new();
-    let mut redraw = time::interval(REDRAW_INTERVAL);
+    let period = if app.replay.is_some() { REDRAW_INTERVAL_REPLAY } else { REDRAW_INTERVAL };
+    let mut redraw = time::interval(period);
     redraw.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        // A thread of the node that panics gives the terminal back: nothing is drawn after that.
+        if !TAKEN.load(Ordering::SeqCst) {
+            return Ok(Left::Signal);
+        }
+        feed.ask(app);
         terminal.terminal.draw(|frame| screens::draw(app, frame))?;
         tokio::select! {
             biased;
@@ -147,9 +166,12 @@ async fn show(
                 // The terminal is gone.
                 None => return Ok(Left::Signal),
             },
-            Some(answer) = answers.recv() => match answer {
-                Ok(sample) => app.sample(sample, since(begin)),
-                Err(reason) => app.failed(reason, since(begin)),
+            Some(answer) = feed.next() => match answer {
+                Answer::Sample(sample) => match *sample {
+                    Ok(sample) => app.sample(sample, since(begin)),
+                    Err(reason) => app.failed(reason, since(begin)),
+                },
+                Answer::Loaded(loaded) => app.loaded(loaded, since(begin)),
             },
             _ = redraw.tick() => app.tick(since(begin)),
         }

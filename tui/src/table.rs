@@ -15,23 +15,30 @@ pub struct Column {
     pub grows: bool,
     /// Whether it is a figure, which stands to the right.
     pub right: bool,
+    /// Whether the end is what matters of text that is too long, as of paths.
+    pub tail: bool,
     /// Columns with the highest rank go first where there is no room for all.
     pub rank: u8,
 }
 
 /// A column of words that takes what room is left.
 pub const fn words(title: &'static str, width: u16, rank: u8) -> Column {
-    Column { title, width, grows: true, right: false, rank }
+    Column { title, width, grows: true, right: false, tail: false, rank }
+}
+
+/// A column of paths that takes what room is left.
+pub const fn path(title: &'static str, width: u16, rank: u8) -> Column {
+    Column { title, width, grows: true, right: false, tail: true, rank }
 }
 
 /// A column of words of a known width.
 pub const fn word(title: &'static str, width: u16, rank: u8) -> Column {
-    Column { title, width, grows: false, right: false, rank }
+    Column { title, width, grows: false, right: false, tail: false, rank }
 }
 
 /// A column of figures.
 pub const fn figure(title: &'static str, width: u16, rank: u8) -> Column {
-    Column { title, width, grows: false, right: true, rank }
+    Column { title, width, grows: false, right: true, tail: false, rank }
 }
 
 /// One cell.

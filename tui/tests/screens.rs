@@ -12,6 +12,9 @@ use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::style::Color;
 use weft_tui::app::App;
+use weft_tui::recording::Recording;
+use weft_tui::replay::Loaded;
+use weft_tui::replay::Replay;
 use weft_tui::screens;
 use weft_tui::theme::ASCII;
 use weft_tui::theme::Look;
@@ -114,6 +117,34 @@ fn every_screen_is_drawn_as_it_was() {
             }
         }
     }
+}
+
+#[test]
+fn a_replay_is_drawn_as_it_was() {
+    for (width, height) in [(80, 24), (120, 40)] {
+        for (kind, symbols) in [("unicode", &UNICODE), ("ascii", &ASCII)] {
+            let shown = text(&replay(symbols), width, height);
+            assert!(kind != "ascii" || shown.is_ascii(), "not in ASCII:\n{shown}");
+            compare(&format!("replay-{width}x{height}-{kind}"), &shown);
+        }
+    }
+}
+
+/// The fixture as a recording, two minutes later.
+fn replay(symbols: &'static Symbols) -> App {
+    let readings: Vec<_> = fixture::samples().into_iter().map(|sample| sample.stats).collect();
+    let from_ms = readings[8].unix_ms;
+    let now_ms = from_ms + 120_000;
+    let look = Look { theme: Theme::default(), symbols };
+    let app = App::new(look, "weft-data/weft.sock".to_owned(), false);
+    let mut app = app.replaying(Replay::new(from_ms, now_ms));
+    let recording = Recording::Kept(readings);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    while let Some(want) = app.want() {
+        let intervals = runtime.block_on(recording.load(want, now_ms)).expect("in memory");
+        app.loaded(Loaded { want, intervals: Ok(intervals), events: None }, 0);
+    }
+    app
 }
 
 #[test]

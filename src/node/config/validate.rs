@@ -59,6 +59,8 @@ pub(super) fn validate(file: raw::File, overrides: Overrides) -> Result<Config, 
         nbd: nbd(file.nbd, overrides.nbd, &data_dir)?,
         nvme: nvme(file.nvme)?,
         nvme_tcp: nvme_tcp(file.nvme_tcp, overrides.nvme_tcp)?,
+        history_bytes: size("history.size", file.history.size, &(0..=1 << 40))?
+            .unwrap_or(256 << 20),
         metrics_listen: addresses("metrics.listen", file.metrics.listen, &[])?,
         api_tcp: api_tcp(&file.api)?,
         api_socket: socket("api.socket", file.api.socket, || data_dir.join("weft.sock"))?

@@ -1,4 +1,5 @@
-//! The last ten minutes of a node, in intervals of about a second.
+//! Ten minutes of a node, in intervals of about a second: the last ones, or a part of a recording
+//! that moves back and forth with who looks at it.
 
 use std::collections::VecDeque;
 
@@ -14,7 +15,10 @@ pub const INTERVALS_MAX: usize = 600;
 /// volumes gets all its ten minutes; one of very many gets fewer.
 const WEIGHT_MAX: usize = 1_600_000;
 
-/// What is recorded of a node. Intervals are numbered from 0 and keep their number for good.
+/// Number of the first interval of a part of a recording: there is room before it.
+const MIDDLE: u64 = 1 << 62;
+
+/// What is kept of a node. Intervals are numbered in their order and keep their number for good.
 #[derive(Debug, Default)]
 pub struct History {
     /// The last reading, from which the next interval begins.
@@ -37,11 +41,60 @@ impl History {
         self.weight += interval.weight();
         self.intervals.push_back(interval);
         self.last = Some((stats, connections));
-        while self.intervals.len() > INTERVALS_MAX
-            || (self.weight > WEIGHT_MAX && self.intervals.len() > 1)
-        {
+        while self.is_over() && self.intervals.len() > 1 {
             self.drop_oldest();
         }
+    }
+
+    /// Forgets everything and keeps a part of a recording, oldest first.
+    pub fn begin_with(&mut self, intervals: Vec<Interval>) {
+        *self = Self { first: MIDDLE, ..Self::default() };
+        self.append(intervals, MIDDLE);
+    }
+
+    /// Adds what comes after the newest, and lets go of the oldest, but not from `kept` on.
+    pub fn append(&mut self, intervals: Vec<Interval>, kept: u64) {
+        for interval in intervals {
+            self.weight += interval.weight();
+            self.intervals.push_back(interval);
+        }
+        while self.is_over() && self.intervals.len() > 1 && self.first < kept {
+            self.drop_oldest();
+        }
+    }
+
+    /// Adds what comes before the oldest, oldest first, and lets go of the newest, but not of `kept`
+    /// and those before.
+    pub fn prepend(&mut self, intervals: Vec<Interval>, kept: u64) {
+        for interval in intervals.into_iter().rev() {
+            self.weight += interval.weight();
+            self.intervals.push_front(interval);
+            self.first -= 1;
+        }
+        while self.is_over()
+            && self.range().is_some_and(|(first, last)| last > kept && last > first)
+        {
+            if let Some(newest) = self.intervals.pop_back() {
+                self.weight = self.weight.saturating_sub(newest.weight());
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.intervals.len() > INTERVALS_MAX || self.weight > WEIGHT_MAX
+    }
+
+    /// Whether `count` intervals like those kept may be kept.
+    #[must_use]
+    pub fn can_hold(&self, count: usize) -> bool {
+        self.weight / self.intervals.len().max(1) * count <= WEIGHT_MAX
+    }
+
+    /// Number of the newest interval that ended at that time or before; `None` if none did.
+    #[must_use]
+    pub fn ended_by(&self, unix_ms: u64) -> Option<u64> {
+        let count = self.intervals.partition_point(|one| one.unix_ms <= unix_ms) as u64;
+        (count > 0).then(|| self.first + count - 1)
     }
 
     fn drop_oldest(&mut self) {

@@ -32,6 +32,11 @@ pub struct Interval {
     pub uptime_ms: u64,
     /// How long it was; 0 if there was no earlier reading, and then nothing happened in it.
     pub span_ms: u64,
+    /// When the reading before was taken, by the node's clock.
+    pub earlier_unix_ms: u64,
+    /// How long before the interval nothing was recorded: the node was down, or its machine. 0 if
+    /// it follows on what was before.
+    pub gap_ms: u64,
     /// Whether the node was started in it.
     pub restarted: bool,
     /// The pod when it ended. Its counters are still since the node started.
@@ -116,6 +121,8 @@ impl Interval {
         let (volumes, total) = volumes(begin, now);
         Self {
             unix_ms: now.unix_ms,
+            earlier_unix_ms: before.unix_ms,
+            gap_ms: 0,
             uptime_ms: now.uptime_ms,
             span_ms: now.uptime_ms.saturating_sub(begin.uptime_ms),
             restarted,
@@ -128,6 +135,37 @@ impl Interval {
             connections: connections.iter().map(|one| connection(open_before, one)).collect(),
             front_ends: now.front_ends.clone(),
         }
+    }
+
+    /// The interval between two recorded readings. If more than `apart_ms_max` of it is not
+    /// recorded there is a gap before it; if its counters have run on over the gap it has no rates.
+    #[must_use]
+    pub fn recorded(before: &Stats, now: &Stats, apart_ms_max: u64) -> Self {
+        let apart_ms = now.unix_ms.saturating_sub(before.unix_ms);
+        let interval = Self::between(Some((before, &[])), now, &[]);
+        if interval.span_ms > apart_ms_max {
+            return Self {
+                earlier_unix_ms: before.unix_ms,
+                gap_ms: apart_ms,
+                restarted: interval.restarted,
+                ..Self::between(None, now, &[])
+            };
+        }
+        let missing_ms = apart_ms.saturating_sub(interval.span_ms);
+        let gap_ms = if missing_ms > apart_ms_max { missing_ms } else { 0 };
+        Self { gap_ms, ..interval }
+    }
+
+    /// Whether there are no rates, since nothing was recorded.
+    #[must_use]
+    pub fn is_gap(&self) -> bool {
+        self.gap_ms > 0 && self.span_ms == 0
+    }
+
+    /// Connections open when it ended, as the front ends count them: a recording has no more.
+    #[must_use]
+    pub fn connections_open(&self) -> u64 {
+        self.front_ends.iter().map(|one| one.connections_open).sum()
     }
 
     /// How often in a second something happened that happened `count` times.

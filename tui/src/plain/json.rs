@@ -19,7 +19,7 @@ struct IntervalJson<'a> {
     pod: PodJson<'a>,
     volumes: Vec<VolumeJson<'a>>,
     devices: Vec<DeviceJson<'a>>,
-    connections: usize,
+    connections: u64,
 }
 
 #[derive(Serialize)]
@@ -108,7 +108,7 @@ pub(super) fn interval(interval: &Interval) -> String {
             })
             .collect(),
         devices: interval.devices.iter().map(|one| device(interval, one)).collect(),
-        connections: interval.connections.len(),
+        connections: interval.connections_open(),
     };
     let mut text = serde_json::to_string(&value).expect("our own types always encode");
     text.push('\n');

@@ -9,8 +9,17 @@ use crate::format::throughput;
 use crate::model::activity::Activity;
 use crate::model::interval::Interval;
 
+/// The interval, after a line on what was not recorded before it.
+pub(super) fn recorded(one: &Interval) -> String {
+    let gap = match one.gap_ms {
+        0 => String::new(),
+        gap_ms => format!("(nothing recorded for {})\n\n", format::duration(gap_ms / 1000)),
+    };
+    if one.is_gap() { gap } else { gap + &interval(one) }
+}
+
 /// The interval: a line on the pod, then its volumes and a sum.
-pub(super) fn interval(interval: &Interval) -> String {
+fn interval(interval: &Interval) -> String {
     let pod = &interval.pod;
     let asked = interval.cache_hits.saturating_add(interval.cache_misses);
     let mut text = format!(
@@ -22,7 +31,7 @@ pub(super) fn interval(interval: &Interval) -> String {
         format::size(pod.capacity_bytes),
         format::percent(pod.journal_used_bytes, pod.journal_bytes),
         format::percent(interval.cache_hits, asked),
-        interval.connections.len(),
+        interval.connections_open(),
         if interval.restarted { ", restarted" } else { "" },
     );
     let longest = interval.volumes.iter().map(|one| one.name.len()).max().unwrap_or(0);

@@ -20,8 +20,10 @@ use super::stages;
 use super::stages::operation_role;
 use crate::app::App;
 use crate::app::OPERATIONS;
+use crate::format::duration;
 use crate::format::float;
 use crate::format::latency;
+use crate::format::time_of_day;
 use crate::format::whole;
 use crate::model::activity::Activity;
 use crate::model::interval::Interval;
@@ -171,11 +173,16 @@ fn shade(app: &App, count: u64, most: u64) -> &'static str {
     shades[at.clamp(1, shades.len()) - 1]
 }
 
+/// When the first column and the last one were, the first as far left as both have room.
 fn axis(app: &App, columns: usize) -> Line<'static> {
-    let interval = app.shown().map_or(0, |interval| interval.unix_ms);
-    let end = crate::format::time_of_day(interval);
-    let begin = format!("{columns} s earlier");
-    let width = columns.saturating_sub(begin.len());
-    let text = format!("{}{begin}{end:>width$}", " ".repeat(LABEL_WIDTH + 1));
+    let newest = app.shown().map_or(0, |interval| interval.unix_ms);
+    let end = time_of_day(newest);
+    let mut window = app.history.window(app.number(), columns);
+    let oldest = window.next().map_or(newest, |interval| interval.unix_ms);
+    let begin = duration(newest.saturating_sub(oldest) / 1000) + " earlier";
+    let blank = columns.saturating_sub(1 + window.count());
+    let at = blank.min(columns.saturating_sub(begin.len() + 1 + end.len()));
+    let width = columns.saturating_sub(at + begin.len());
+    let text = format!("{}{begin}{end:>width$}", " ".repeat(LABEL_WIDTH + 1 + at));
     Line::styled(text, app.look.theme.style(Role::Dim))
 }

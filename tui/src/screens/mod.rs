@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! 1 Pulse  2 Volumes ...                 healthy  live      header
+//! REPLAY 2026-11-21 14:03:12 UTC ...                        only while a recording is shown
 //! the screen, or its enlarged panel                         body
 //! ? help  / filter ...                                      footer: keys, what is typed, or a note
 //! ```
@@ -31,6 +32,7 @@ mod detail;
 pub mod latency;
 mod overlay;
 pub mod pulse;
+mod replay;
 mod stages;
 mod table;
 
@@ -45,10 +47,15 @@ pub fn draw(app: &App, frame: &mut Frame<'_>) {
     if area.width < COLUMNS_MIN || area.height < LINES_MIN {
         return draw_too_small(frame, area);
     }
-    let [header, body, footer] =
-        Layout::vertical([Constraint::Length(1), Constraint::Fill(1), Constraint::Length(1)])
-            .areas(area);
+    let [header, recorded, body, footer] = Layout::vertical([
+        Constraint::Length(1),
+        Constraint::Length(u16::from(app.replay.is_some())),
+        Constraint::Fill(1),
+        Constraint::Length(1),
+    ])
+    .areas(area);
     draw_header(app, frame, header);
+    replay::draw(app, frame, recorded);
     draw_body(app, frame, body);
     draw_footer(app, frame, footer);
     match app.overlay {
@@ -97,6 +104,7 @@ fn state(app: &App) -> Vec<Span<'static>> {
         spans.push(Span::raw("  "));
     }
     let (text, role) = match (app.frozen, app.stale_s(), app.shown()) {
+        _ if app.replay.is_some() => ("replay".to_owned(), Role::Warning),
         (Some(number), _, Some(_)) => {
             let newest = app.history.range().and_then(|(_, last)| app.history.get(last));
             let shown = app.history.get(number);
@@ -144,7 +152,8 @@ fn draw_table(app: &App, frame: &mut Frame<'_>, area: Rect, kind: TableKind) {
 }
 
 fn draw_waiting(app: &App, frame: &mut Frame<'_>, area: Rect) {
-    let reason = app.offline.clone().unwrap_or_else(|| "asking the node".to_owned());
+    let asking = if app.replay.is_some() { "reading what was recorded" } else { "asking the node" };
+    let reason = app.offline.clone().unwrap_or_else(|| asking.to_owned());
     let text = format!("{reason}\n\n{}\n\nIt is asked again every second.", app.socket);
     let block = panel(app, "Waiting for the node", true);
     frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }).block(block), area);
@@ -152,13 +161,14 @@ fn draw_waiting(app: &App, frame: &mut Frame<'_>, area: Rect) {
 
 fn draw_footer(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let theme = &app.look.theme;
+    let is_stale = app.stale_s().is_some() || app.replay.is_some();
     let line = match app.input {
         Input::Filter => typing("/", app),
         Input::Line => typing(":", app),
         Input::None if !app.note.is_empty() => {
             Line::styled(app.note.clone(), theme.style(Role::Bad))
         }
-        Input::None => match app.offline.as_ref().filter(|_| app.stale_s().is_some()) {
+        Input::None => match app.offline.as_ref().filter(|_| is_stale) {
             Some(reason) => Line::styled(reason.clone(), theme.style(Role::Warning)),
             None => hints(app),
         },

@@ -171,7 +171,9 @@ fn hosts(interval: &Interval) -> String {
 
 fn node(app: &App, interval: &Interval) -> String {
     let version = app.node.as_ref().map_or("", |node| node.version.as_str());
-    format!("weft {version} up {}", format::duration(interval.uptime_ms / 1000))
+    // Which version it was is not recorded.
+    let weft = if version.is_empty() { "weft".to_owned() } else { format!("weft {version}") };
+    format!("{weft} up {}", format::duration(interval.uptime_ms / 1000))
 }
 
 /// A line of the load's table: what it says, and how of an operation.
@@ -184,32 +186,36 @@ fn draw_load(app: &App, frame: &mut Frame<'_>, area: Rect, interval: &Interval) 
         ("p50", |one, operation| quantile(one, operation, 0.5)),
         ("p99", |one, operation| quantile(one, operation, 0.99)),
         ("p99.9", |one, operation| quantile(one, operation, 0.999)),
-        ("errors/s", |one, operation| {
+        ("err/s", |one, operation| {
             let errors = one.total.operation(operation).map_or(0, |one| one.errors);
             rate(one.per_second(errors))
         }),
     ];
     let theme = &app.look.theme;
     let mut lines = Vec::new();
-    let mut heading = vec![Span::raw(format!("{:<8}", ""))];
+    let mut heading = vec![Span::raw(format!("{:<5}", ""))];
     for operation in OPERATIONS {
         let style = theme.style(operation_role(operation));
-        heading.push(Span::styled(format!("{:>10}", operation.name()), style));
+        heading.push(Span::styled(format!("{:>11}", operation.name()), style));
     }
     lines.push(Line::from(heading));
     for (name, text) in LINES {
-        let mut spans = vec![Span::styled(format!("{name:<8}"), theme.style(Role::Dim))];
+        let mut spans = vec![Span::styled(format!("{name:<5}"), theme.style(Role::Dim))];
         for operation in OPERATIONS {
             // A flush moves nothing.
             let none = name == "bytes" && operation == Operation::Flush;
             let text = if none { format::NOTHING.to_owned() } else { text(interval, operation) };
-            spans.push(Span::raw(format!("{text:>10}")));
+            spans.push(Span::raw(format!("{text:>11}")));
         }
         lines.push(Line::from(spans));
     }
     let zero = rate(interval.per_second(interval.total.requests(Operation::Zero)));
     lines.push(Line::styled(format!("trims and zeroes {zero}/s"), theme.style(Role::Dim)));
-    let block = panel(app, "Load", app.focus == 1);
+    let title = match interval.gap_ms {
+        0 => "Load".to_owned(),
+        gap_ms => format!("Load, after a gap of {}", format::duration(gap_ms / 1000)),
+    };
+    let block = panel(app, &title, app.focus == 1);
     frame.render_widget(Paragraph::new(Text::from(lines)).block(block), area);
 }
 

@@ -12,6 +12,7 @@ use super::chart::sparkline;
 use super::panel;
 use crate::app::App;
 use crate::format::clip;
+use crate::format::clip_start;
 use crate::table::Column;
 use crate::table::Row;
 use crate::table::TableState;
@@ -38,7 +39,7 @@ pub fn draw(app: &App, frame: &mut Frame<'_>, area: Rect, kind: TableKind) {
         lines.push(if at == cursor { line.style(Modifier::REVERSED) } else { line });
     }
     if rows.is_empty() {
-        lines.push(Line::styled(nothing(kind, state), app.look.theme.style(Role::Dim)));
+        lines.push(Line::styled(nothing(app, kind, state), app.look.theme.style(Role::Dim)));
     }
     frame.render_widget(Paragraph::new(Text::from(lines)).block(block), area);
 }
@@ -56,14 +57,20 @@ fn title(kind: TableKind, count: usize, state: &TableState) -> String {
     }
 }
 
-fn nothing(kind: TableKind, state: &TableState) -> String {
+fn nothing(app: &App, kind: TableKind, state: &TableState) -> String {
     if !state.filter.is_empty() {
         return "No row has this text; Esc drops the filter.".to_owned();
     }
     match kind {
         TableKind::Volumes => "No volumes: create one with `weft volume create`.",
         TableKind::Devices => "No devices.",
+        TableKind::Hosts if app.replay.is_some() => {
+            "Connections are not recorded, only how many there were: see Pulse."
+        }
         TableKind::Hosts => "No host is connected.",
+        TableKind::Events if app.replay.is_some() => {
+            "The node keeps no events of this time or before it."
+        }
         TableKind::Events => "Nothing has happened since the node started.",
     }
     .to_owned()
@@ -107,7 +114,9 @@ fn line(app: &App, kind: TableKind, row: &Row, widths: &[(usize, u16)]) -> Line<
             let text = sparkline(&values, width, symbols);
             push_cell(&mut spans, Span::styled(text, app.look.theme.style(Role::Good)));
         } else if let Some(cell) = row.cells.get(*at) {
-            let text = aligned(&cell.text, width, column.right, symbols.ellipsis);
+            let short = if column.tail { clip_start } else { clip };
+            let text = short(&cell.text, width, symbols.ellipsis);
+            let text = aligned(&text, width, column.right, symbols.ellipsis);
             push_cell(&mut spans, Span::styled(text, app.look.theme.style(cell.role)));
         }
     }

@@ -13,6 +13,7 @@ use crate::table::Cell;
 use crate::table::Column;
 use crate::table::Row;
 use crate::table::figure;
+use crate::table::path;
 use crate::table::word;
 use crate::table::words;
 use crate::theme::Role;
@@ -30,7 +31,7 @@ pub const COLUMNS: &[Column] = &[
     figure("ERRORS", 6, 3),
     figure("HEALED", 6, 4),
     figure("SIZE", 8, 8),
-    words("NAME", 17, 5),
+    path("NAME", 17, 5),
     words(TREND, 8, 7),
 ];
 

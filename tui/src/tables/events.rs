@@ -17,8 +17,8 @@ pub const COLUMNS: &[Column] = &[
     word("TIME (UTC)", 19, 0),
     word("SEVERITY", 8, 0),
     word("SUBJECT", 17, 1),
-    words("MESSAGE", 24, 1),
-    words("ADVICE", 24, 2),
+    words("WHAT", 30, 1),
+    words("ADVICE", 30, 2),
 ];
 
 /// The colour of a severity.
@@ -33,8 +33,8 @@ pub fn role(severity: Severity) -> Role {
 /// A row for each event.
 pub fn rows<'a>(events: impl Iterator<Item = &'a Event>) -> Vec<Row> {
     let message = |event: &Event| match event.count {
-        0 | 1 => event.message.clone(),
-        count => format!("{count} times: {}", event.message),
+        0 | 1 => format!("{}: {}", event.kind, event.message),
+        count => format!("{}, {count} times: {}", event.kind, event.message),
     };
     let row = |event: &Event| Row {
         key: key(event),
