@@ -1,4 +1,4 @@
-//! A client of the management API: one HTTP/1.1 connection over the Unix socket per request.
+//! A client of the management API: one HTTP/1.1 connection per request, over the Unix socket or TLS.
 //!
 //! A management command asks once or twice, so nothing is kept between requests. Must run within
 //! a tokio runtime with I/O and time enabled.
@@ -7,7 +7,6 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::path::Path;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,13 +20,18 @@ use hyper::header;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 
 use crate::Connection;
 use crate::CreateVolume;
 use crate::Device;
+use crate::Endpoint;
 use crate::Event;
 use crate::Host;
+use crate::Https;
 use crate::LogLevel;
 use crate::NodeStatus;
 use crate::Pod;
@@ -49,8 +53,15 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 pub enum ClientError {
     /// No node listens there.
     Unreachable {
-        /// The socket that was tried.
-        socket: PathBuf,
+        /// The socket or the URL that was tried.
+        endpoint: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Something listens there that cannot prove to be the node, or does not speak TLS.
+    Untrusted {
+        /// The URL that was tried.
+        endpoint: String,
         /// Why not.
         source: io::Error,
     },
@@ -64,8 +75,11 @@ pub enum ClientError {
 impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreachable { socket, source } => {
-                write!(f, "no node answers at {}: {source}", socket.display())
+            Self::Unreachable { endpoint, source } => {
+                write!(f, "no node answers at {endpoint}: {source}")
+            }
+            Self::Untrusted { endpoint, source } => {
+                write!(f, "what answers at {endpoint} is not trusted: {source}")
             }
             Self::Problem(problem) => f.write_str(&problem.detail),
             Self::Broken(reason) => write!(f, "the node did not answer as it should: {reason}"),
@@ -76,7 +90,7 @@ impl fmt::Display for ClientError {
 impl std::error::Error for ClientError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Unreachable { source, .. } => Some(source),
+            Self::Unreachable { source, .. } | Self::Untrusted { source, .. } => Some(source),
             Self::Problem(_) | Self::Broken(_) => None,
         }
     }
@@ -85,14 +99,26 @@ impl std::error::Error for ClientError {
 /// The client.
 #[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
+    endpoint: Endpoint,
 }
 
 impl Client {
     /// A client of the node whose API socket is at `socket`. Connects with each request.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
+        Self::to(Endpoint::Unix(socket.to_owned()))
+    }
+
+    /// A client of the node there. Connects with each request.
+    #[must_use]
+    pub fn to(endpoint: Endpoint) -> Self {
+        Self { endpoint }
+    }
+
+    /// Where the node is.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     /// The node, for a first look.
@@ -123,6 +149,12 @@ impl Client {
     /// What the node counts.
     pub async fn stats(&self) -> Result<Stats, ClientError> {
         self.get("/v1/stats").await
+    }
+
+    /// What the node counts, in Prometheus' text format.
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        let body = self.request(Method::GET, "/metrics", Bytes::new()).await?;
+        String::from_utf8(body.into()).map_err(|error| broken(&error))
     }
 
     /// What it counted between two times, in milliseconds since 1970, at least `step_ms` apart:
@@ -211,14 +243,17 @@ impl Client {
 
     /// Sends one request and returns the body of its answer, if that tells of success.
     async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, "weft")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .expect("a path of plain characters makes a request");
-        let answer = in_time(self.exchange(request));
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Endpoint::Https(https) = &self.endpoint {
+            request = request.header(header::AUTHORIZATION, &https.authorization);
+        }
+        let request =
+            request.body(Full::new(body)).expect("a path of plain characters makes a request");
+        let answer = in_time(self.send(request));
         let (status, body) = answer.await?;
         if status.is_success() {
             return Ok(body);
@@ -229,26 +264,43 @@ impl Client {
         }
     }
 
-    async fn exchange(
-        &self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<(hyper::StatusCode, Bytes), ClientError> {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| ClientError::Unreachable { socket: self.socket.clone(), source })?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-        let connection = tokio::spawn(connection);
-        let exchange = async {
-            let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-            body.map(|body| (status, body.to_bytes())).map_err(|error| broken(&*error))
-        };
-        let result = exchange.await;
-        connection.abort();
-        result
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, ClientError> {
+        let endpoint = || self.endpoint.to_string();
+        let unreachable = |source| ClientError::Unreachable { endpoint: endpoint(), source };
+        match &self.endpoint {
+            Endpoint::Unix(socket) => {
+                exchange(UnixStream::connect(socket).await.map_err(unreachable)?, request).await
+            }
+            Endpoint::Https(Https { host, port, name, tls, .. }) => {
+                let stream =
+                    TcpStream::connect((host.as_str(), *port)).await.map_err(unreachable)?;
+                let untrusted = |source| ClientError::Untrusted { endpoint: endpoint(), source };
+                let stream = tls.connect(name.clone(), stream).await.map_err(untrusted)?;
+                exchange(stream, request).await
+            }
+        }
     }
+}
+
+/// An answer's status and its body.
+type Answer = (hyper::StatusCode, Bytes);
+
+async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    request: Request<Full<Bytes>>,
+) -> Result<Answer, ClientError> {
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+    let connection = tokio::spawn(connection);
+    let exchange = async {
+        let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        body.map(|body| (status, body.to_bytes())).map_err(|error| broken(&*error))
+    };
+    let result = exchange.await;
+    connection.abort();
+    result
 }
 
 async fn in_time<T>(work: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Event {
     /// Counts events since the node started, from 1.
     pub sequence: u64,
@@ -26,6 +27,7 @@ pub struct Event {
 
 /// How bad an event is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Good to know.
@@ -50,6 +52,7 @@ impl Severity {
 
 /// The node's log, as `GET` and `PUT /v1/log` have it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LogLevel {
     /// error, warn, info, debug, trace, or by module: `info,weft::target=debug`.

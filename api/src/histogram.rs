@@ -45,6 +45,7 @@ pub fn bucket_start(bucket: usize) -> u64 {
 
 /// How often each latency was seen since the node started.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Histogram {
     /// Sum of all latencies, in nanoseconds.
     pub sum_ns: u64,

@@ -1,6 +1,6 @@
 //! Weft's management API: its types, and a small client.
 //!
-//! HTTP/1.1 with JSON bodies over a node's Unix socket:
+//! HTTP/1.1 with JSON bodies over a node's Unix socket, or over TCP with TLS and a token:
 //!
 //! | request | body | answer |
 //! |---|---|---|
@@ -23,9 +23,11 @@
 //! | `GET /v1/events?after=N` | | array of [`Event`] after the N-th, oldest first; the newest 1000 are kept |
 //! | `GET /v1/log` | | [`LogLevel`] |
 //! | `PUT /v1/log` | [`LogLevel`] | [`LogLevel`] |
+//! | `GET /v1/openapi.json` | | all this for programs, as an OpenAPI document |
 //! | `GET /metrics` | | the same counts for Prometheus, as text |
 //!
-//! A change is durable when it is answered. Whatever fails is answered with a [`Problem`] (RFC
+//! Over TCP every request carries `Authorization: Bearer TOKEN`; one that does not is answered with
+//! status 401. A change is durable when it is answered. Whatever fails is answered with a [`Problem`] (RFC
 //! 9457). Sizes are in bytes; unknown keys in a request are refused, and those in an answer are
 //! to be ignored, since later versions add some.
 
@@ -37,6 +39,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 mod client;
+mod endpoint;
 mod event;
 pub mod histogram;
 mod stats;
@@ -44,6 +47,9 @@ mod stats;
 pub use client::Client;
 pub use client::ClientError;
 pub use client::percent_encode;
+pub use endpoint::Endpoint;
+pub use endpoint::Https;
+pub use endpoint::URL_PREFIX;
 pub use event::Event;
 pub use event::LogLevel;
 pub use event::Severity;
@@ -61,6 +67,7 @@ pub use stats::VolumeStats;
 
 /// A node, for a first look.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NodeStatus {
     /// Version of the node's program.
     pub version: String,
@@ -86,21 +93,23 @@ pub struct NodeStatus {
 
 /// An address at which the node listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Listener {
-    /// `nbd`, `nvme`, `nvme-discovery` where hosts look for the discovery log, or `metrics` where
-    /// Prometheus looks.
+    /// `nbd`, `nvme`, `nvme-discovery` where hosts look for the discovery log, `metrics` where
+    /// Prometheus looks, or `api`.
     pub protocol: String,
     /// `tcp` or `unix`.
     pub transport: String,
     /// `127.0.0.1:10809`, or the absolute path of a Unix socket.
     pub address: String,
-    /// Whether hosts can or must encrypt.
+    /// Whether those who connect can or must encrypt.
     #[serde(default)]
     pub tls: bool,
 }
 
 /// A pod: devices, and volumes with one writer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Pod {
     /// Identity.
     pub uuid: String,
@@ -150,6 +159,7 @@ pub struct Pod {
 
 /// A device of a pod. Counters are since the node started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Device {
     /// Its place in the pod, from 0.
     pub index: usize,
@@ -179,6 +189,7 @@ pub struct Device {
 
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Volume {
     /// Number within the pod.
     pub id: u64,
@@ -204,6 +215,7 @@ pub struct Volume {
 
 /// NVMe hosts that share a volume, by Host Identifier. (NVMe Base 1.4, 8.8)
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Reservations {
     /// The type of the reservation in words; null if nobody holds the volume.
     pub held: Option<String>,
@@ -217,6 +229,7 @@ pub struct Reservations {
 
 /// A host that may connect from anywhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Host {
     /// Its NVMe qualified name; see [`check_nqn`].
@@ -225,6 +238,7 @@ pub struct Host {
 
 /// What `PUT /v1/volumes/{name}/hosts` takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VolumeHosts {
     /// The only hosts it is to be served to, by NQN; null: all, and NBD clients.
@@ -233,6 +247,7 @@ pub struct VolumeHosts {
 
 /// What `POST /v1/volumes` takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateVolume {
     /// See [`check_volume_name`].
@@ -253,6 +268,7 @@ fn default_logical_block_bytes() -> u32 {
 
 /// What `PATCH /v1/volumes/{name}` takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ResizeVolume {
     /// The new size; a multiple of 4096 bytes and not below the present one.
@@ -261,6 +277,7 @@ pub struct ResizeVolume {
 
 /// Why a request failed, as `application/problem+json` (RFC 9457).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Problem {
     /// The kind in words, the same for every problem of the kind.
     pub title: String,

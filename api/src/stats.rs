@@ -12,6 +12,7 @@ use crate::Pod;
 
 /// Everything a node counts, at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Stats {
     /// When it was read, in milliseconds since 1970 by the node's clock.
     pub unix_ms: u64,
@@ -29,6 +30,7 @@ pub struct Stats {
 
 /// A device and its latencies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DeviceStats {
     /// The device and its counters.
     #[serde(flatten)]
@@ -41,6 +43,7 @@ pub struct DeviceStats {
 
 /// What hosts did with a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct VolumeStats {
     /// Number within the pod.
     pub id: u64,
@@ -56,6 +59,7 @@ pub struct VolumeStats {
 
 /// One kind of request on one volume over one front end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct OperationStats {
     /// The protocol it came by.
     pub front_end: FrontEnd,
@@ -73,6 +77,7 @@ pub struct OperationStats {
 
 /// One part of the way of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct StageStats {
     /// Which.
     pub stage: Stage,
@@ -82,6 +87,7 @@ pub struct StageStats {
 
 /// A protocol's connections.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FrontEndStats {
     /// The protocol.
     pub front_end: FrontEnd,
@@ -95,6 +101,7 @@ pub struct FrontEndStats {
 
 /// A connection of a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Connection {
     /// Number, never used again while the node runs.
     pub id: u64,
@@ -124,10 +131,12 @@ pub struct Connection {
     pub bytes_written: u64,
 }
 
+// A name is a token, not a `literal`, which the derive for the OpenAPI document could not read.
 macro_rules! names {
-    ($(#[$meta:meta])* $type:ident { $($(#[$doc:meta])* $variant:ident = $name:literal,)* }) => {
+    ($(#[$meta:meta])* $type:ident { $($(#[$doc:meta])* $variant:ident = $name:tt,)* }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
         pub enum $type {
             $($(#[$doc])* #[serde(rename = $name)] $variant,)*
             /// One that a later version knows.

@@ -1,7 +1,6 @@
 //! The admin commands: one request to the node, one answer printed.
 
 use std::future::Future;
-use std::path::Path;
 
 use tokio::runtime;
 use weft_api::Client;
@@ -33,38 +32,46 @@ use super::export::Export;
 use super::manual;
 use super::output::Table;
 use super::output::facts;
+use super::output::print;
 use super::output::say;
 use super::output::show;
 use super::top;
+use super::watch;
+use crate::node::openapi_document;
 use crate::units::format_size;
 
 /// Runs one command, against the node of `place` unless it needs none.
 pub(super) fn run(command: Command, place: Place) -> Result<(), Failure> {
-    let socket = &place.socket();
+    let node = place.client();
     match command {
         Command::Status(output) => {
-            let status = ask(socket, async |client| client.status().await)?;
+            let status = ask(node?, async |client| client.status().await)?;
             show(&output, &status, status_text)
         }
         Command::Pod(PodCommand::Show(output)) => {
-            let pod = ask(socket, async |client| client.pod().await)?;
+            let pod = ask(node?, async |client| client.pod().await)?;
             show(&output, &pod, pod_text)
         }
         Command::Device(DeviceCommand::List(output)) => {
-            let devices = ask(socket, async |client| client.devices().await)?;
+            let devices = ask(node?, async |client| client.devices().await)?;
             show(&output, &devices, |devices| device_table(devices))
         }
-        Command::Volume(command) => volume(command, socket),
+        Command::Volume(command) => volume(command, node?),
         Command::Export(ExportCommand::Show { name, output }) => {
-            let (status, volume) = ask(socket, async |client| {
+            let (status, volume) = ask(node?, async |client| {
                 Ok((client.status().await?, client.volume(&name).await?))
             })?;
             show(&output, &Export::new(&status, &volume), Export::text)
         }
-        Command::Host(command) => host(command, socket),
-        Command::Explain { name, last, output } => explain_volume(&name, last, &output, socket),
-        Command::Top(arguments) => top::run(arguments, socket),
+        Command::Host(command) => host(command, node?),
+        Command::Explain { name, last, output } => explain_volume(&name, last, &output, node?),
+        Command::Event(command) => watch::event(command, node?),
+        Command::Connection(command) => watch::connection(command, node?),
+        Command::Log(arguments) => watch::log(arguments, node?),
+        Command::Metrics => watch::metrics(node?),
+        Command::Top(arguments) => top::run(arguments, node?),
         Command::Doctor(arguments) => doctor::run(place.data, arguments),
+        Command::Openapi => print(&openapi_document()),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { out } => manual::pages(out.as_deref()),
     }
@@ -74,9 +81,9 @@ fn explain_volume(
     name: &str,
     last_s: u64,
     output: &OutputArguments,
-    socket: &Path,
+    node: Client,
 ) -> Result<(), Failure> {
-    let (before, now) = ask(socket, async |client| {
+    let (before, now) = ask(node, async |client| {
         let now = client.stats().await?;
         let last_ms = last_s.saturating_mul(1000);
         if last_ms >= now.uptime_ms {
@@ -106,69 +113,69 @@ fn started(now: &Stats) -> Stats {
     start
 }
 
-fn volume(command: VolumeCommand, socket: &Path) -> Result<(), Failure> {
+fn volume(command: VolumeCommand, node: Client) -> Result<(), Failure> {
     match command {
         VolumeCommand::Create { name, size, block_size, read_only, output } => {
             let volume =
                 CreateVolume { name, size_bytes: size, logical_block_bytes: block_size, read_only };
-            let created = ask(socket, async |client| client.create_volume(&volume).await)?;
+            let created = ask(node, async |client| client.create_volume(&volume).await)?;
             show(&output, &created, volume_text)
         }
         VolumeCommand::List(output) => {
-            let volumes = ask(socket, async |client| client.volumes().await)?;
+            let volumes = ask(node, async |client| client.volumes().await)?;
             show(&output, &volumes, |volumes| volume_table(volumes))
         }
         VolumeCommand::Show { name, output } => {
-            let volume = ask(socket, async |client| client.volume(&name).await)?;
+            let volume = ask(node, async |client| client.volume(&name).await)?;
             show(&output, &volume, volume_text)
         }
         VolumeCommand::Resize { name, size, output } => {
-            let resized = ask(socket, async |client| client.resize_volume(&name, size).await)?;
+            let resized = ask(node, async |client| client.resize_volume(&name, size).await)?;
             show(&output, &resized, volume_text)
         }
         VolumeCommand::Hosts { name, only, all, output } => {
             let hosts = VolumeHosts { hosts: (!all).then(|| only.into_iter().collect()) };
-            let set = ask(socket, async |client| client.set_volume_hosts(&name, &hosts).await)?;
+            let set = ask(node, async |client| client.set_volume_hosts(&name, &hosts).await)?;
             show(&output, &set, volume_text)
         }
         VolumeCommand::Release { name, output } => {
-            ask(socket, async |client| client.clear_reservations(&name).await)?;
+            ask(node, async |client| client.clear_reservations(&name).await)?;
             say(&output, &format!("volume {name} is reserved by no host\n"))
         }
         VolumeCommand::Delete { name, output } => {
-            ask(socket, async |client| client.delete_volume(&name).await)?;
+            ask(node, async |client| client.delete_volume(&name).await)?;
             say(&output, &format!("volume {name} deleted\n"))
         }
     }
 }
 
-fn host(command: HostCommand, socket: &Path) -> Result<(), Failure> {
+fn host(command: HostCommand, node: Client) -> Result<(), Failure> {
     match command {
         HostCommand::Add { nqn, output } => {
             let host = Host { nqn };
-            let added = ask(socket, async |client| client.add_host(&host).await)?;
+            let added = ask(node, async |client| client.add_host(&host).await)?;
             show(&output, &added, |host| format!("host {} added\n", host.nqn))
         }
         HostCommand::List(output) => {
-            let hosts = ask(socket, async |client| client.hosts().await)?;
+            let hosts = ask(node, async |client| client.hosts().await)?;
             show(&output, &hosts, |hosts| host_table(hosts))
         }
         HostCommand::Remove { nqn, output } => {
-            ask(socket, async |client| client.remove_host(&nqn).await)?;
+            ask(node, async |client| client.remove_host(&nqn).await)?;
             say(&output, &format!("host {nqn} removed\n"))
         }
     }
 }
 
 /// Asks the node, and waits for its answer.
-fn ask<T, F>(socket: &Path, request: impl FnOnce(Client) -> F) -> Result<T, Failure>
+pub(super) fn ask<T, F>(node: Client, request: impl FnOnce(Client) -> F) -> Result<T, Failure>
 where
     F: Future<Output = Result<T, ClientError>>,
 {
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime
         .map_err(|error| Failure { code: FAILED, message: format!("start a runtime: {error}") })?;
-    Ok(runtime.block_on(request(Client::new(socket)))?)
+    Ok(runtime.block_on(request(node))?)
 }
 
 fn status_text(status: &NodeStatus) -> String {

@@ -37,6 +37,7 @@ pub(super) fn text(status: &NodeStatus, volumes: &[Volume]) -> String {
             "nvme" => "NVMe",
             "nvme-discovery" => "discovery",
             "metrics" => "metrics",
+            "api" => "API",
             _ => "NBD",
         };
         text.push_str(&format!("  {protocol:<9}  {} {}\n", listener.transport, listener.address));

@@ -67,7 +67,7 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let code = match &error {
             ClientError::Unreachable { .. } => UNREACHABLE,
-            ClientError::Broken(_) => FAILED,
+            ClientError::Untrusted { .. } | ClientError::Broken(_) => FAILED,
             ClientError::Problem(problem) => match problem.status {
                 404 => NOT_FOUND,
                 409 => CONFLICT,
@@ -76,7 +76,7 @@ impl From<ClientError> for Failure {
             },
         };
         let hint = match code {
-            UNREACHABLE => "; start one with `weft`, or name its socket with --data or --api",
+            UNREACHABLE => "; start one with `weft`, or name it with --data or --api",
             _ => "",
         };
         Self { code, message: format!("{error}{hint}") }

@@ -89,12 +89,23 @@ const EXAMPLES: &[(&str, &str, &str)] = &[
     ("weft host add", "Let a host in", "weft host add nqn.2014-08.org.example:db1"),
     ("weft host list", "Who may connect", "weft host list"),
     ("weft host remove", "Lock it out", "weft host remove nqn.2014-08.org.example:db1"),
+    ("weft event list", "What happened, as a table", "weft event list"),
+    (
+        "weft event list",
+        "Each event when it comes, for a script",
+        "weft event list --follow -o json",
+    ),
+    ("weft connection list", "Who is connected", "weft connection list"),
+    ("weft log", "What the node logs now", "weft log"),
+    ("weft log", "Log what hosts do, until the restart", "weft log info,weft::target=debug"),
+    ("weft metrics", "What Prometheus would read", "weft metrics"),
     ("weft explain", "Why is it slow?", "weft explain db --last 5m"),
     ("weft top", "Watch a node", "weft top"),
     ("weft top", "Figures for a script, once", "weft top --mode json --once"),
     ("weft top", "Watch what happened", "weft top --replay -t 20m"),
     ("weft doctor", "Is this machine fit for a node?", "weft doctor --config weft.toml"),
     ("weft doctor", "Is this host fit for using volumes?", "weft doctor --host"),
+    ("weft openapi", "For a generator of clients", "weft openapi >weft.json"),
     (
         "weft completions",
         "For bash",
@@ -200,7 +211,7 @@ fn table(title: &str, rows: &[(&str, &str)]) -> String {
 fn files(page: &str) -> String {
     let introduction = "DIR is what --data names, ./weft-data by default.";
     match page {
-        "weft-completions" | "weft-man" => String::new(),
+        "weft-completions" | "weft-man" | "weft-openapi" => String::new(),
         _ => {
             let rows = table("FILES", FILES);
             rows.replacen(".TP", &format!("{}\n.TP", escaped(introduction)), 1)

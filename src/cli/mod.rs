@@ -1,5 +1,5 @@
 //! The command line: without a command `weft` is the node; each command is a thin client of a
-//! running node's management API, but for `doctor`, `completions` and `man`, which need no node.
+//! running node's management API, but for `doctor`, `openapi`, `completions` and `man`, which need no node.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -13,6 +13,9 @@ use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
 use clap::error::ErrorKind;
+use weft_api::Client;
+use weft_api::Endpoint;
+use weft_api::URL_PREFIX;
 
 use crate::node::config::DATA_DIR_DEFAULT;
 use crate::node::config::DEFAULT_FILE;
@@ -28,6 +31,7 @@ mod manual;
 mod output;
 mod serve;
 mod top;
+mod watch;
 
 use exit::Failure;
 
@@ -67,9 +71,11 @@ impl Arguments {
         ];
         let refuse =
             |reason: String| Err(Self::command().error(ErrorKind::ArgumentConflict, reason));
-        if self.command.is_none() && self.place.api.is_some() {
+        let Place { api, token_file, ca, .. } = &self.place;
+        if self.command.is_none() && (api.is_some() || token_file.is_some() || ca.is_some()) {
             return refuse(
-                "--api goes with a command; a node takes api.socket from its configuration"
+                "--api, --token-file and --ca go with a command; a node takes [api] from its \
+                 configuration"
                     .to_owned(),
             );
         }
@@ -92,15 +98,42 @@ struct Place {
     /// The node's directory [default: ./weft-data]
     #[arg(long, global = true, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// The node's API socket, for commands [default: DIR/weft.sock]
-    #[arg(long, global = true, value_name = "PATH")]
+    /// The node's API, for commands: its socket, or https://HOST:PORT [default: DIR/weft.sock]
+    #[arg(long, global = true, value_name = "PATH|URL")]
     api: Option<PathBuf>,
+    /// The token to show at a URL; the file the node has as api.token_file, or a copy
+    /// [environment: WEFT_TOKEN_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// PEM file of who signed the certificate of the node at a URL [environment: WEFT_CA]
+    #[arg(long, global = true, value_name = "FILE")]
+    ca: Option<PathBuf>,
 }
 
 impl Place {
     fn socket(&self) -> PathBuf {
         let data = self.data.as_deref().unwrap_or(Path::new(DATA_DIR_DEFAULT));
         self.api.clone().unwrap_or_else(|| data.join("weft.sock"))
+    }
+
+    /// A client of the node.
+    fn client(&self) -> Result<Client, Failure> {
+        let socket = self.socket();
+        let usage = |message: String| Failure { code: exit::USAGE, message };
+        let url = socket.to_str().filter(|text| text.starts_with(URL_PREFIX));
+        let Some(url) = url else {
+            return match self.token_file.is_some() || self.ca.is_some() {
+                false => Ok(Client::new(&socket)),
+                true => Err(usage("--token-file and --ca go with --api https://...".to_owned())),
+            };
+        };
+        let file = |given: &Option<PathBuf>, option: &str, variable: &str| {
+            let given = given.clone().or_else(|| std::env::var_os(variable).map(PathBuf::from));
+            given.ok_or_else(|| usage(format!("{url} needs {option} FILE, or {variable}")))
+        };
+        let token_file = file(&self.token_file, "--token-file", "WEFT_TOKEN_FILE")?;
+        let ca = file(&self.ca, "--ca", "WEFT_CA")?;
+        Ok(Client::to(Endpoint::https(url, &token_file, &ca).map_err(usage)?))
     }
 }
 
@@ -169,6 +202,18 @@ enum Command {
     /// Hosts that may connect over NVMe from anywhere
     #[command(subcommand, after_help = EXIT_CODES)]
     Host(HostCommand),
+    /// What happened that an operator should know
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Event(EventCommand),
+    /// Connections of hosts
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Connection(ConnectionCommand),
+    /// Show what a running node logs, or change it until the node is restarted
+    #[command(after_help = EXIT_CODES)]
+    Log(LogArguments),
+    /// Print what a running node counts, in Prometheus' text format
+    #[command(after_help = EXIT_CODES)]
+    Metrics,
     /// Say where the time of a volume's requests goes, and why
     #[command(after_help = EXIT_CODES)]
     Explain {
@@ -189,6 +234,9 @@ enum Command {
     /// if anything is an ERR: a node would not start, or lose what it acknowledged.
     #[command(after_help = EXIT_CODES)]
     Doctor(doctor::DoctorArguments),
+    /// Print the OpenAPI document of the management API, as a node serves it at /v1/openapi.json
+    #[command(after_help = EXIT_CODES)]
+    Openapi,
     /// Print the completion of commands and options for a shell
     #[command(after_help = EXIT_CODES)]
     Completions {
@@ -330,6 +378,37 @@ enum HostCommand {
         #[command(flatten)]
         output: OutputArguments,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum EventCommand {
+    /// List events, oldest first; a node keeps its newest 1000 until it stops
+    List {
+        /// Only those after the event of this number; -o json shows the numbers
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        after: u64,
+        /// Go on and print each event when it comes, until interrupted: a line each; with -o json
+        /// an object a line, with -o yaml a document each
+        #[arg(long)]
+        follow: bool,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConnectionCommand {
+    /// List connections with what they have done; NVMe hosts open several
+    List(OutputArguments),
+}
+
+/// What to log.
+#[derive(Debug, Args)]
+struct LogArguments {
+    /// error, warn, info, debug, trace, or by module: info,weft::target=debug
+    level: Option<String>,
+    #[command(flatten)]
+    output: OutputArguments,
 }
 
 fn block_size(text: &str) -> Result<u32, String> {

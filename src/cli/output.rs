@@ -12,12 +12,18 @@ use super::exit::Failure;
 
 /// Writes `text` to standard output. A reader that has left, as `head` does, is no failure.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
+    print_while_read(text).map(drop)
+}
+
+/// The same, and says whether anyone reads it.
+pub(super) fn print_while_read(text: &str) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => {
             Err(Failure { code: FAILED, message: format!("write to standard output: {error}") })
         }
-        _ => Ok(()),
     }
 }
 
@@ -48,7 +54,7 @@ pub(super) fn say(output: &OutputArguments, text: &str) -> Result<(), Failure> {
 }
 
 /// `value` as YAML, in which every string stays on its line.
-fn yaml<T: Serialize>(value: &T) -> String {
+pub(super) fn yaml<T: Serialize>(value: &T) -> String {
     let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
     serde_saphyr::to_string_with_options(value, options).expect("our own types always encode")
 }
@@ -58,6 +64,12 @@ fn json<T: Serialize>(value: &T) -> String {
     let mut text = serde_json::to_string_pretty(value).expect("our own types always encode");
     text.push('\n');
     text
+}
+
+/// `value` as JSON on one line, for streams.
+pub(super) fn json_line<T: Serialize>(value: &T) -> String {
+    let text = serde_json::to_string(value).expect("our own types always encode");
+    format!("{text}\n")
 }
 
 /// Rows under a header, in columns as wide as their widest cell.

@@ -10,6 +10,7 @@ use clap::Args;
 use clap::ValueEnum;
 use tokio::runtime;
 use tokio::sync::oneshot;
+use weft_api::Client;
 use weft_tui::Left;
 use weft_tui::When;
 use weft_tui::plain;
@@ -85,12 +86,12 @@ impl TopArguments {
     }
 }
 
-/// Watches the node whose API socket is `socket`.
-pub(super) fn run(arguments: TopArguments, socket: &Path) -> Result<(), Failure> {
+/// Watches the node that `node` asks.
+pub(super) fn run(arguments: TopArguments, node: Client) -> Result<(), Failure> {
     let runtime = runtime()?;
     let Some(mode) = arguments.printed(io::stdout().is_terminal()) else {
         let replay = arguments.replayed();
-        let options = weft_tui::Options { replay, ..options(arguments.look, socket, false) };
+        let options = weft_tui::Options { replay, ..options(arguments.look, node, false) };
         return match runtime.block_on(weft_tui::run(options))? {
             Left::Quit | Left::StopNode | Left::KeepNode => Ok(()),
             Left::Signal => Err(failed("a signal ended the console")),
@@ -100,7 +101,7 @@ pub(super) fn run(arguments: TopArguments, socket: &Path) -> Result<(), Failure>
     let until = arguments.until.unwrap_or(When::Ago(0));
     let replay = arguments.replayed().map(|from| plain::Span { from, until });
     let once = arguments.once;
-    let options = plain::Options { socket: socket.to_owned(), mode, once, interval, replay };
+    let options = plain::Options { node, mode, once, interval, replay };
     Ok(runtime.block_on(plain::print(&options))?)
 }
 
@@ -112,7 +113,7 @@ pub(super) fn own_console(
     look: LookArguments,
     socket: &Path,
 ) -> Result<weft_tui::Options, Failure> {
-    let options = options(look, socket, true);
+    let options = options(look, Client::new(socket), true);
     weft_tui::check(&options)?;
     Ok(options)
 }
@@ -134,9 +135,9 @@ pub(super) fn start_own_console(
     Ok(left)
 }
 
-fn options(look: LookArguments, socket: &Path, own_node: bool) -> weft_tui::Options {
+fn options(look: LookArguments, node: Client, own_node: bool) -> weft_tui::Options {
     let LookArguments { ascii, theme } = look;
-    weft_tui::Options { socket: socket.to_owned(), ascii, theme, own_node, replay: None }
+    weft_tui::Options { node, ascii, theme, own_node, replay: None }
 }
 
 fn runtime() -> Result<runtime::Runtime, Failure> {

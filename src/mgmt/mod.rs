@@ -1,13 +1,14 @@
-//! The management API: HTTP and JSON on a Unix socket of mode 0600, which is its access control.
+//! The management API: HTTP and JSON on a Unix socket, and over TCP with TLS and a token. Who may
+//! come in is decided in `serve`.
 //!
 //! Types, paths and their meaning are the `weft-api` crate's. This is the edge: names and sizes
 //! are checked here, once. Changes go to the thread the pod lives on ([`PodHandle`]), one at a
 //! time; reads look at the pod directly.
 
-use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -21,15 +22,16 @@ use axum::http::StatusCode;
 use axum::http::header;
 use axum::response::IntoResponse;
 use axum::response::Response;
-use axum::routing::delete;
 use axum::routing::get;
-use axum::routing::put;
 use serde::Deserialize;
 use tokio::net::TcpListener;
-use tokio::net::UnixListener;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
+use tokio::time;
 use tokio::time::Instant;
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 use weft_api::Connection;
 use weft_api::CreateVolume;
 use weft_api::FrontEndStats;
@@ -55,15 +57,24 @@ use crate::volume::pod::VolumeSpec;
 
 mod handle;
 pub mod metrics;
+mod openapi;
 mod problem;
+mod serve;
+mod token;
 mod view;
 
 pub use handle::Job;
 pub use handle::PodHandle;
+pub use openapi::document;
 use problem::Refusal;
+pub use serve::Door;
+pub use token::Token;
 
 /// Longest request body, in bytes: far above any request there is.
 const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// Time to send it.
+const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// Samples in one answer. A client that wants more asks again from where it ends.
 const HISTORY_SAMPLES_MAX: usize = 600;
@@ -153,18 +164,6 @@ impl Management {
             volumes: pod.volume_stats(),
             front_ends: (self.node.front_ends)(),
         }
-    }
-
-    /// Answers requests on `listener` until `stopped` completes and those begun are answered.
-    ///
-    /// # Errors
-    /// The listener failed.
-    pub async fn serve(
-        self: Arc<Self>,
-        listener: UnixListener,
-        stopped: impl Future<Output = ()> + Send + 'static,
-    ) -> io::Result<()> {
-        axum::serve(listener, router(self)).with_graceful_shutdown(stopped).await
     }
 
     /// Answers `GET /metrics`, and nothing else, on `listener`.
@@ -294,51 +293,78 @@ fn check_size(op: &'static str, size_bytes: u64) -> Result<()> {
 
 type Shared = State<Arc<Management>>;
 
+/// Every route, with its description.
+fn routes() -> OpenApiRouter<Arc<Management>> {
+    OpenApiRouter::with_openapi(openapi::introduction())
+        .routes(routes!(show_status))
+        .routes(routes!(show_pod))
+        .routes(routes!(list_devices))
+        .routes(routes!(list_volumes, create_volume))
+        .routes(routes!(show_volume, resize_volume, delete_volume))
+        .routes(routes!(set_volume_hosts))
+        .routes(routes!(clear_reservations))
+        .routes(routes!(list_hosts, add_host))
+        .routes(routes!(remove_host))
+        .routes(routes!(show_stats))
+        .routes(routes!(show_history))
+        .routes(routes!(list_connections))
+        .routes(routes!(list_events))
+        .routes(routes!(show_log, set_log))
+        .routes(routes!(openapi::show))
+        .routes(routes!(show_metrics))
+}
+
 fn router(management: Arc<Management>) -> Router {
-    let volumes = get(list_volumes).post(create_volume);
-    let volume = get(show_volume).patch(resize_volume).delete(delete_volume);
-    Router::new()
-        .route("/v1/status", get(show_status))
-        .route("/v1/pod", get(show_pod))
-        .route("/v1/devices", get(list_devices))
-        .route("/v1/volumes", volumes)
-        .route("/v1/volumes/{name}", volume)
-        .route("/v1/volumes/{name}/hosts", put(set_volume_hosts))
-        .route("/v1/volumes/{name}/reservations", delete(clear_reservations))
-        .route("/v1/hosts", get(list_hosts).post(add_host))
-        .route("/v1/hosts/{nqn}", delete(remove_host))
-        .route("/v1/stats", get(show_stats))
-        .route("/v1/history", get(show_history))
-        .route("/v1/connections", get(list_connections))
-        .route("/v1/events", get(list_events))
-        .route("/v1/log", get(show_log).put(set_log))
-        .route("/metrics", get(show_metrics))
+    let (router, _) = routes().split_for_parts();
+    router
         .fallback(problem::no_such_path)
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(management)
 }
 
+/// The node, for a first look.
+#[utoipa::path(
+    get,
+    path = "/v1/status",
+    responses((status = 200, body = weft_api::NodeStatus, description = "The node"))
+)]
 async fn show_status(State(management): Shared) -> Response {
     axum::Json(management.status()).into_response()
 }
 
+/// The pod.
+#[utoipa::path(
+    get,
+    path = "/v1/pod",
+    responses((status = 200, body = weft_api::Pod, description = "The pod"))
+)]
 async fn show_pod(State(management): Shared) -> Response {
     axum::Json(view::pod(&management.pod.pod().status())).into_response()
 }
 
+/// What the node counts.
+#[utoipa::path(
+    get,
+    path = "/v1/stats",
+    responses((status = 200, body = Stats, description = "At one moment"))
+)]
 async fn show_stats(State(management): Shared) -> Response {
     axum::Json(management.stats()).into_response()
 }
 
 /// Which samples to show.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct HistoryRange {
+    /// None before this time, in milliseconds since 1970.
     #[serde(default)]
     from_ms: u64,
+    /// None after this time.
     #[serde(default = "end_of_time")]
     to_ms: u64,
+    /// At least so far apart; 0, the default, for all there are.
     #[serde(default)]
     step_ms: u64,
 }
@@ -347,7 +373,15 @@ fn end_of_time() -> u64 {
     u64::MAX
 }
 
+/// What the node counted over time, the oldest first and 600 at most.
+///
 /// Samples are kept as the JSON they are answered as.
+#[utoipa::path(
+    get,
+    path = "/v1/history",
+    params(HistoryRange),
+    responses((status = 200, body = Vec<Stats>, description = "Oldest first"))
+)]
 async fn show_history(
     State(management): Shared,
     query: Result<Query<HistoryRange>, QueryRejection>,
@@ -365,18 +399,33 @@ async fn show_history(
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
+/// Connections of hosts.
+#[utoipa::path(
+    get,
+    path = "/v1/connections",
+    responses((status = 200, body = Vec<Connection>, description = "In order of id"))
+)]
 async fn list_connections(State(management): Shared) -> Response {
     axum::Json((management.node.connections)()).into_response()
 }
 
 /// Which events to list.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct EventsAfter {
+    /// Those after the event of this number; 0, the default, for all that are kept.
     #[serde(default)]
     after: u64,
 }
 
+/// What happened that an operator should know.
+#[utoipa::path(
+    get,
+    path = "/v1/events",
+    params(EventsAfter),
+    responses((status = 200, body = Vec<weft_api::Event>, description = "Oldest first"))
+)]
 async fn list_events(
     query: Result<Query<EventsAfter>, QueryRejection>,
 ) -> Result<Response, Refusal> {
@@ -384,30 +433,75 @@ async fn list_events(
     Ok(axum::Json(event::after(after)).into_response())
 }
 
+/// What the node logs.
+#[utoipa::path(
+    get,
+    path = "/v1/log",
+    responses((status = 200, body = LogLevel, description = "The levels in force"))
+)]
 async fn show_log() -> Result<Response, Refusal> {
     Ok(axum::Json(LogLevel { level: log::level()? }).into_response())
 }
 
+/// Changes what the node logs, until it is restarted.
+#[utoipa::path(
+    put,
+    path = "/v1/log",
+    request_body = LogLevel,
+    responses((status = 200, body = LogLevel, description = "The levels in force"))
+)]
 async fn set_log(Json(request): Json<LogLevel>) -> Result<Response, Refusal> {
     log::set_level(&request.level)?;
     tracing::info!(level = request.level, "log level set");
     Ok(axum::Json(request).into_response())
 }
 
+/// The same counts for Prometheus.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    responses(
+        (
+            status = 200,
+            body = String,
+            content_type = "text/plain; version=0.0.4",
+            description = "Prometheus' text format"
+        )
+    )
+)]
 async fn show_metrics(State(management): Shared) -> Response {
     const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], metrics::text(&management.stats())).into_response()
 }
 
+/// The pod's devices.
+#[utoipa::path(
+    get,
+    path = "/v1/devices",
+    responses((status = 200, body = Vec<weft_api::Device>, description = "In order of index"))
+)]
 async fn list_devices(State(management): Shared) -> Response {
     let status = management.pod.pod().status();
     axum::Json(status.devices.iter().map(view::device).collect::<Vec<_>>()).into_response()
 }
 
+/// All volumes.
+#[utoipa::path(
+    get,
+    path = "/v1/volumes",
+    responses((status = 200, body = Vec<weft_api::Volume>, description = "In order of name"))
+)]
 async fn list_volumes(State(management): Shared) -> Response {
     axum::Json(management.volumes()).into_response()
 }
 
+/// Creates a volume.
+#[utoipa::path(
+    post,
+    path = "/v1/volumes",
+    request_body = CreateVolume,
+    responses((status = 201, body = weft_api::Volume, description = "Created, durably"))
+)]
 async fn create_volume(
     State(management): Shared,
     Json(request): Json<CreateVolume>,
@@ -418,6 +512,13 @@ async fn create_volume(
     Ok((StatusCode::CREATED, axum::Json(view::volume(&volume))).into_response())
 }
 
+/// One volume.
+#[utoipa::path(
+    get,
+    path = "/v1/volumes/{name}",
+    params(("name" = String, Path, description = "The volume's name")),
+    responses((status = 200, body = weft_api::Volume, description = "The volume"))
+)]
 async fn show_volume(
     State(management): Shared,
     Path(name): Path<String>,
@@ -425,6 +526,14 @@ async fn show_volume(
     Ok(axum::Json(view::volume(&management.find(&name)?)).into_response())
 }
 
+/// Makes a volume larger.
+#[utoipa::path(
+    patch,
+    path = "/v1/volumes/{name}",
+    params(("name" = String, Path, description = "The volume's name")),
+    request_body = ResizeVolume,
+    responses((status = 200, body = weft_api::Volume, description = "Resized, durably"))
+)]
 async fn resize_volume(
     State(management): Shared,
     Path(name): Path<String>,
@@ -436,6 +545,13 @@ async fn resize_volume(
     Ok(axum::Json(view::volume(&volume)).into_response())
 }
 
+/// Deletes a volume and all its data.
+#[utoipa::path(
+    delete,
+    path = "/v1/volumes/{name}",
+    params(("name" = String, Path, description = "The volume's name")),
+    responses((status = 204, description = "Deleted, durably"))
+)]
 async fn delete_volume(
     State(management): Shared,
     Path(name): Path<String>,
@@ -445,6 +561,14 @@ async fn delete_volume(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
+/// Says which hosts a volume is served to.
+#[utoipa::path(
+    put,
+    path = "/v1/volumes/{name}/hosts",
+    params(("name" = String, Path, description = "The volume's name")),
+    request_body = VolumeHosts,
+    responses((status = 200, body = weft_api::Volume, description = "Set, durably"))
+)]
 async fn set_volume_hosts(
     State(management): Shared,
     Path(name): Path<String>,
@@ -459,6 +583,13 @@ async fn set_volume_hosts(
     Ok(axum::Json(view::volume(&volume)).into_response())
 }
 
+/// Takes all reservations off a volume.
+#[utoipa::path(
+    delete,
+    path = "/v1/volumes/{name}/reservations",
+    params(("name" = String, Path, description = "The volume's name")),
+    responses((status = 204, description = "Cleared, durably"))
+)]
 async fn clear_reservations(
     State(management): Shared,
     Path(name): Path<String>,
@@ -468,11 +599,24 @@ async fn clear_reservations(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
+/// Hosts that may connect from anywhere.
+#[utoipa::path(
+    get,
+    path = "/v1/hosts",
+    responses((status = 200, body = Vec<Host>, description = "In order of name"))
+)]
 async fn list_hosts(State(management): Shared) -> Response {
     let hosts = management.pod.pod().hosts().into_iter();
     axum::Json(hosts.map(|nqn| Host { nqn }).collect::<Vec<_>>()).into_response()
 }
 
+/// Lets a host connect from anywhere.
+#[utoipa::path(
+    post,
+    path = "/v1/hosts",
+    request_body = Host,
+    responses((status = 201, body = Host, description = "Added, durably"))
+)]
 async fn add_host(
     State(management): Shared,
     Json(request): Json<Host>,
@@ -482,6 +626,13 @@ async fn add_host(
     Ok((StatusCode::CREATED, axum::Json(host)).into_response())
 }
 
+/// Removes a host, also from every volume's list.
+#[utoipa::path(
+    delete,
+    path = "/v1/hosts/{nqn}",
+    params(("nqn" = String, Path, description = "The host's NVMe qualified name")),
+    responses((status = 204, description = "Removed, durably"))
+)]
 async fn remove_host(
     State(management): Shared,
     Path(nqn): Path<String>,
@@ -502,9 +653,11 @@ where
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
-        match axum::Json::from_request(request, state).await {
-            Ok(axum::Json(body)) => Ok(Self(body)),
-            Err(rejection) => Err(Refusal::body(&rejection)),
+        let body = axum::Json::from_request(request, state);
+        match time::timeout(BODY_TIME_MAX, body).await {
+            Ok(Ok(axum::Json(body))) => Ok(Self(body)),
+            Ok(Err(rejection)) => Err(Refusal::body(&rejection)),
+            Err(_) => Err(Refusal::too_slow()),
         }
     }
 }

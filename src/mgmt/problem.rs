@@ -43,6 +43,26 @@ impl Refusal {
 }
 
 impl Refusal {
+    /// The body did not come in time.
+    pub(super) fn too_slow() -> Self {
+        Self {
+            status: StatusCode::REQUEST_TIMEOUT,
+            kind: ErrorKind::InvalidRequest,
+            detail: "the request's body did not come in time".to_owned(),
+        }
+    }
+
+    /// The request does not have the token.
+    pub(super) fn unauthorized() -> Self {
+        Self {
+            status: StatusCode::UNAUTHORIZED,
+            kind: ErrorKind::InvalidRequest,
+            detail: "over TCP a request carries the token of the node's api.token_file: \
+                     Authorization: Bearer TOKEN (weft: --token-file FILE)"
+                .to_owned(),
+        }
+    }
+
     /// The query is not what the path takes.
     pub(super) fn query(rejection: &QueryRejection) -> Self {
         Self {

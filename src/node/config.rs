@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use crate::observe::log::Format;
 use crate::target::nvmf::subsystem::UnknownHosts;
 use crate::units;
 
@@ -56,6 +57,8 @@ pub struct Config {
     pub nvme_tcp: NvmeTcpConfig,
     /// The API's Unix socket.
     pub api_socket: PathBuf,
+    /// The API over TCP; `None`: not served there.
+    pub api_tcp: Option<ApiTcpConfig>,
     /// TCP addresses at which Prometheus finds metrics.
     pub metrics_listen: Vec<SocketAddr>,
     /// Disk space for recorded counts, in bytes; 0: none are recorded.
@@ -146,11 +149,24 @@ pub struct TlsConfig {
     pub client_ca: Option<PathBuf>,
 }
 
+/// How the API is served over TCP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiTcpConfig {
+    /// Addresses; not empty.
+    pub listen: Vec<SocketAddr>,
+    /// PEM file with the certificate chain.
+    pub certificate: PathBuf,
+    /// PEM file with the private key.
+    pub key: PathBuf,
+    /// File with the token that requests carry.
+    pub token_file: PathBuf,
+}
+
 /// How to log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
-    /// Objects instead of lines for people.
-    pub json: bool,
+    /// For whom, and where.
+    pub format: Format,
     /// A level, or levels by module.
     pub level: String,
 }

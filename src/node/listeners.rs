@@ -17,6 +17,7 @@ use rustix::net::SocketAddrUnix;
 use rustix::net::SocketFlags;
 use rustix::net::SocketType;
 
+use super::config::ApiTcpConfig;
 use super::config::NbdConfig;
 use super::config::NvmeTcpConfig;
 use crate::error::Error;
@@ -26,12 +27,13 @@ use crate::error::Result;
 /// Connections that may wait to be accepted, as the kernel's own default bound.
 const BACKLOG: i32 = 1024;
 
-/// All listeners but the API's.
+/// All listeners but the API's Unix socket.
 #[derive(Default)]
 pub(super) struct Listeners {
     pub(super) tcp: Vec<TcpListener>,
     pub(super) nvme: Vec<TcpListener>,
     pub(super) unix: Vec<BoundUnix>,
+    pub(super) api: Vec<TcpListener>,
     pub(super) metrics: Vec<TcpListener>,
     /// The same for people.
     pub(super) described: Vec<weft_api::Listener>,
@@ -62,6 +64,7 @@ impl Listeners {
     pub(super) fn open(
         config: &NbdConfig,
         nvme: &NvmeTcpConfig,
+        api: Option<&ApiTcpConfig>,
         metrics: &[SocketAddr],
     ) -> Result<Self> {
         let mut listeners = Self::default();
@@ -80,6 +83,14 @@ impl Listeners {
                 .map_err(|error| failed("listen for NVMe/TCP", "a TCP socket", error))?;
             listeners.describe(protocol, "tcp", bound.to_string());
             listeners.nvme.push(listener);
+        }
+        for address in api.map_or(&[][..], |api| &api.listen) {
+            let listener =
+                bind_tcp(*address, "listen for the API", "api.listen in the configuration")?;
+            let bound = unblock(&listener)
+                .map_err(|error| failed("listen for the API", "a TCP socket", error))?;
+            listeners.describe("api", "tcp", bound.to_string());
+            listeners.api.push(listener);
         }
         for address in metrics {
             let listener =
@@ -152,7 +163,8 @@ impl Listeners {
 
     fn describe(&mut self, protocol: &str, transport: &str, address: String) {
         let (protocol, transport) = (protocol.to_owned(), transport.to_owned());
-        self.described.push(weft_api::Listener { protocol, transport, address, tls: false });
+        let tls = protocol == "api";
+        self.described.push(weft_api::Listener { protocol, transport, address, tls });
     }
 }
 

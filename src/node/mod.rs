@@ -28,11 +28,11 @@ use rustix::process::getrlimit;
 use rustix::process::setrlimit;
 use tokio::net::TcpListener;
 use tokio::net::UnixListener;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time;
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
 use uuid::Uuid;
 use weft_api::FrontEnd;
 use weft_api::FrontEndStats;
@@ -43,8 +43,10 @@ use crate::env::tokio_env::TokioEnv;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::mgmt::Door;
 use crate::mgmt::Management;
 use crate::mgmt::NodeFacts;
+use crate::mgmt::Token;
 use crate::observe::event;
 use crate::observe::history::History;
 use crate::observe::log;
@@ -69,6 +71,7 @@ mod pod;
 mod polling;
 mod recorder;
 
+use config::ApiTcpConfig;
 use config::Config;
 use config::LogConfig;
 use config::NbdConfig;
@@ -83,6 +86,8 @@ use listeners::Listeners;
 use listeners::SocketFile;
 pub use notify::notify;
 use recorder::Recorder;
+
+pub use crate::mgmt::document as openapi_document;
 
 /// Time that API requests in progress get when the node stops.
 const API_STOP_TIME_MAX: Duration = Duration::from_secs(5);
@@ -100,7 +105,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// As [`log::start`].
 pub fn start_log(config: &LogConfig) -> Result<()> {
-    log::start(&config.level, config.json, None)
+    log::start(&config.level, config.format, None)
 }
 
 /// [`start_log`] to the file `weft.log` of a node's directory, for when a console has the terminal.
@@ -110,7 +115,7 @@ pub fn start_log(config: &LogConfig) -> Result<()> {
 /// As [`log::start`], or the file cannot be written.
 pub fn start_log_file(config: &LogConfig, data_dir: &Path) -> Result<()> {
     let file = directory::open_log(data_dir)?;
-    log::start(&config.level, config.json, Some(file))
+    log::start(&config.level, config.format, Some(file))
 }
 
 /// A node that serves.
@@ -129,11 +134,17 @@ pub struct Node {
     directory: Arc<Directory>,
 }
 
-/// The API's task.
+/// The API's tasks, one for each listener.
 struct ApiServer {
-    task: JoinHandle<io::Result<()>>,
-    stop: oneshot::Sender<()>,
+    tasks: JoinSet<()>,
+    stop: watch::Sender<bool>,
     _file: SocketFile,
+}
+
+/// What keeps strangers out of the API over TCP.
+struct ApiGuard {
+    acceptor: TlsAcceptor,
+    token: Arc<Token>,
 }
 
 impl Node {
@@ -149,7 +160,10 @@ impl Node {
         allow_open_files();
         let directory = Arc::new(open_directory(&config.data_dir).await?);
         let nbd = nbd_options(&config.nbd)?;
-        let mut listeners = Listeners::open(&config.nbd, &config.nvme_tcp, &config.metrics_listen)?;
+        let api_tcp = config.api_tcp.as_ref();
+        let guard = api_tcp.map(api_guard).transpose()?;
+        let mut listeners =
+            Listeners::open(&config.nbd, &config.nvme_tcp, api_tcp, &config.metrics_listen)?;
         let api = listeners::bind_unix(&config.api_socket, Mode::RUSR | Mode::WUSR)?;
 
         let engine = start_engine(Arc::clone(&directory), config.clone()).await?;
@@ -163,7 +177,8 @@ impl Node {
         let mut facts = node_facts(&directory, &targets, &data_plane, &listeners);
         facts.history = history.clone();
         let management = Management::new(engine.pod.clone(), facts);
-        let api = ApiServer::start(Arc::clone(&management), api)?;
+        let api_tcp = std::mem::take(&mut listeners.api);
+        let api = ApiServer::start(&management, api, api_tcp, guard)?;
         let recorded = Arc::clone(&management);
         let metrics = serve_metrics(&management, std::mem::take(&mut listeners.metrics))?;
 
@@ -276,29 +291,42 @@ impl Listener {
 }
 
 impl ApiServer {
-    fn start(management: Arc<Management>, bound: BoundUnix) -> Result<Self> {
-        let BoundUnix { listener, file } = bound;
-        let listener = UnixListener::from_std(listener)
-            .map_err(|error| Error::new(ErrorKind::Unsupported, "serve the API").source(error))?;
-        let (stop, stopped) = oneshot::channel();
-        let stopped = async move {
-            // The sender gone means the same.
-            let _: Result<(), oneshot::error::RecvError> = stopped.await;
-        };
-        let task = tokio::spawn(management.serve(listener, stopped));
-        Ok(Self { task, stop, _file: file })
+    /// Serves the Unix socket, and with a guard the TCP listeners.
+    fn start(
+        management: &Arc<Management>,
+        unix: BoundUnix,
+        tcp: Vec<net::TcpListener>,
+        guard: Option<ApiGuard>,
+    ) -> Result<Self> {
+        let failed = |error| Error::new(ErrorKind::Unsupported, "serve the API").source(error);
+        let BoundUnix { listener, file } = unix;
+        let mut doors = vec![Door::Unix(UnixListener::from_std(listener).map_err(failed)?)];
+        if let Some(ApiGuard { acceptor, token }) = guard {
+            for listener in tcp {
+                let listener = TcpListener::from_std(listener).map_err(failed)?;
+                let (acceptor, token) = (acceptor.clone(), Arc::clone(&token));
+                doors.push(Door::Tls { listener, acceptor, token });
+            }
+        }
+        let (stop, _) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        for door in doors {
+            tasks.spawn(Arc::clone(management).serve(door, stop.subscribe()));
+        }
+        Ok(Self { tasks, stop, _file: file })
     }
 
     async fn stop(mut self) {
-        let _ = self.stop.send(());
-        match time::timeout(API_STOP_TIME_MAX, &mut self.task).await {
-            Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => tracing::warn!(%error, "the API failed"),
-            Ok(Err(error)) => tracing::warn!(%error, "the API's task failed"),
-            Err(_) => {
-                tracing::warn!("API requests did not end in time and are cut");
-                self.task.abort();
+        self.stop.send_replace(true);
+        let ended = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if let Err(error) = ended {
+                    tracing::warn!(%error, "a task of the API failed");
+                }
             }
+        };
+        if time::timeout(API_STOP_TIME_MAX, ended).await.is_err() {
+            tracing::warn!("API requests did not end in time and are cut");
         }
     }
 }
@@ -366,6 +394,17 @@ async fn start_engine(directory: Arc<Directory>, config: Config) -> Result<Engin
         Box::pin(pod::open_or_create(env, directory, config))
     };
     EngineThread::start(open).await
+}
+
+/// Reads certificate and token, so that a wrong file is known before anything is served.
+fn api_guard(config: &ApiTcpConfig) -> Result<ApiGuard> {
+    let files = tls::TlsFiles {
+        certificate: config.certificate.clone(),
+        key: config.key.clone(),
+        ..tls::TlsFiles::default()
+    };
+    let token = Arc::new(Token::read(&config.token_file)?);
+    Ok(ApiGuard { acceptor: tls::load(&files)?, token })
 }
 
 fn nbd_options(config: &NbdConfig) -> Result<NbdOptions> {

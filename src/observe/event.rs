@@ -89,6 +89,9 @@ kinds! {
     /// A connection was turned away because there were too many.
     CONNECTIONS_REFUSED = "connections-refused", Warning,
         "raise connections_max in the configuration, or close idle connections";
+    /// Someone who may not tried to manage the node.
+    API_REFUSED = "api-refused", Warning,
+        "if it was you: see [api] in the configuration; if it was not, find out who it was";
 }
 
 /// The newest events.
@@ -172,6 +175,18 @@ mod tests {
         for kind in KINDS {
             assert_eq!(kind.severity == Severity::Info, kind.advice.is_empty(), "{}", kind.name);
         }
+    }
+
+    #[test]
+    fn every_kind_is_documented() {
+        let page = include_str!("../../docs/events.md");
+        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+        let row = |kind: &Kind| {
+            let (severity, advice) = (kind.severity.name(), kind.advice);
+            format!("| `{}` | {severity} | {advice} |", kind.name).replace("|  |", "| |")
+        };
+        let expected: Vec<String> = KINDS.iter().map(row).collect();
+        assert_eq!(rows, expected, "docs/events.md and KINDS differ");
     }
 
     #[test]

@@ -5,6 +5,9 @@ use std::io::Read;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::thread;
+
+use rustix::process::Uid;
 
 use crate::support::Node;
 use crate::support::PATIENCE;
@@ -62,4 +65,38 @@ fn what_is_refused_is_a_problem_with_the_engines_kind() {
     let (head, body) = request(&node, "DELETE /v1/volumes/a", "");
     assert!(head.starts_with("HTTP/1.1 204 ") && body.is_empty(), "{head}");
     node.stop();
+}
+
+#[test]
+fn another_user_is_sent_away_though_the_socket_lets_all_in() {
+    const NOBODY: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        let notice = "NOT TESTED: another user at the API's socket; that takes root\n";
+        let _ = std::io::stderr().write_all(notice.as_bytes());
+        return;
+    }
+    let scratch = Scratch::new();
+    let node = Node::start(&scratch, &scratch.small());
+    let socket = node.data.join("weft.sock");
+    for (path, mode) in [(&node.data, 0o755), (&socket, 0o666)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("set");
+    }
+    // The user of this thread alone, which ends with it.
+    let ask = move || {
+        rustix::thread::set_thread_uid(Uid::from_raw(NOBODY)).expect("root may");
+        let mut stream = UnixStream::connect(socket).expect("its mode allows it");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        let _ = stream.write_all(b"GET /v1/status HTTP/1.1\r\nHost: weft\r\n\r\n");
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        answer
+    };
+    let asked = thread::Builder::new().spawn(ask).expect("a thread").join().expect("no panic");
+    assert_eq!(asked, b"", "{}", String::from_utf8_lossy(&asked));
+    let events = node.json(&["event", "list"]);
+    let last = &events.as_array().and_then(|all| all.last()).expect("an event");
+    assert_eq!(last["kind"], "api-refused", "{events}");
+    let told = last["message"].as_str().is_some_and(|text| text.contains("uid 65534"));
+    assert!(told, "{last}");
+    node.stop_despite(Some("api-refused"));
 }

@@ -5,10 +5,14 @@
 
 mod api;
 mod doctor;
+mod journal;
 mod manual;
 mod observe;
+mod openapi;
+mod remote;
 mod start;
 mod stop;
 mod support;
 mod tls;
 mod volumes;
+mod watch;

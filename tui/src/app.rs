@@ -175,7 +175,7 @@ pub struct App {
     pub note: String,
     /// How everything looks.
     pub look: Look,
-    /// The node's API socket, as commands need it.
+    /// The node's API socket or URL, as commands need it.
     pub socket: String,
     /// Why the last reading failed.
     pub offline: Option<String>,

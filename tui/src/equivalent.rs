@@ -1,5 +1,7 @@
 //! The commands that print what a screen shows, for scripts and for learning.
 
+use weft_api::URL_PREFIX;
+
 use crate::app::App;
 use crate::app::Screen;
 use crate::tables::TableKind;
@@ -10,12 +12,16 @@ use crate::when::rfc3339;
 pub fn commands(app: &App) -> Vec<String> {
     let api = format!("--api {}", shell_word(&app.socket));
     let weft = |command: &str| format!("weft {command} {api}");
-    let get = |path: &str| {
-        format!(
+    let get = |path: &str| match app.socket.starts_with(URL_PREFIX) {
+        true => format!(
+            "curl --cacert \"$WEFT_CA\" -H \"Authorization: Bearer $(cat \"$WEFT_TOKEN_FILE\")\" {}",
+            shell_word(&format!("{}{path}", app.socket.trim_end_matches('/')))
+        ),
+        false => format!(
             "curl --unix-socket {} {}",
             shell_word(&app.socket),
             shell_word(&format!("http://weft{path}"))
-        )
+        ),
     };
     if let (Some(_), Some(shown)) = (&app.replay, app.shown()) {
         let begin_ms = shown.unix_ms.saturating_sub(60_000);

@@ -58,8 +58,8 @@ const REDRAW_INTERVAL_REPLAY: Duration = Duration::from_millis(200);
 /// How to run the console.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The node's API socket.
-    pub socket: PathBuf,
+    /// Asks the node.
+    pub node: Client,
     /// Draw with ASCII, whatever the terminal can.
     pub ascii: bool,
     /// A theme file.
@@ -95,7 +95,7 @@ fn look(options: &Options) -> Result<Look, Failure> {
 /// cannot be used.
 pub async fn run(options: Options) -> Result<Left, Failure> {
     let look = look(&options)?;
-    let app = App::new(look, options.socket.display().to_string(), options.own_node);
+    let app = App::new(look, options.node.endpoint().to_string(), options.own_node);
     let begin = Instant::now();
     let (mut app, feed) = match options.replay {
         None => open_live(app, &options, begin).await?,
@@ -111,7 +111,7 @@ async fn open_live(
     options: &Options,
     begin: Instant,
 ) -> Result<(App, Feed), Failure> {
-    let mut source = Source::live(&options.socket);
+    let mut source = Source::live(options.node.clone());
     match time::timeout(FIRST_ANSWER_TIME_MAX, source.next()).await {
         Ok(Ok(sample)) => {
             if let Some(sample) = sample {
@@ -127,7 +127,7 @@ async fn open_live(
 
 /// Asks for the node's time, by which times are meant, and whether anything is recorded.
 async fn open_replay(app: App, options: &Options, from: When) -> Result<(App, Feed), Failure> {
-    let client = Client::new(&options.socket);
+    let client = options.node.clone();
     let now_ms = client.stats().await.map_err(Failure::Node)?.unix_ms;
     let recording = Recording::Node(client);
     recording.first(0, u64::MAX).await.map_err(Failure::Node)?;

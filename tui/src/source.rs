@@ -1,7 +1,6 @@
 //! Where samples come from, one after the other: a running node, or a recording.
 
 use std::collections::VecDeque;
-use std::path::Path;
 
 use weft_api::Client;
 use weft_api::ClientError;
@@ -51,10 +50,9 @@ pub struct Replay {
 }
 
 impl Source {
-    /// The node whose API socket is there.
+    /// The node that `client` asks.
     #[must_use]
-    pub fn live(socket: &Path) -> Self {
-        let client = Client::new(socket);
+    pub fn live(client: Client) -> Self {
         Self::Live(Live { client, last: None, last_event: 0, taken: 0 })
     }
 

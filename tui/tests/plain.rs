@@ -1,9 +1,10 @@
 //! The same figures as text, JSON and CSV.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
+use weft_api::Client;
 use weft_tui::Failure;
 use weft_tui::plain;
 use weft_tui::plain::CSV_HEADER;
@@ -16,7 +17,7 @@ mod fixture;
 fn printed(mode: Mode, once: bool) -> (Result<(), Failure>, String) {
     let mut source = Source::Recorded(VecDeque::from(fixture::samples()));
     let interval = Duration::from_millis(1);
-    let options = Options { socket: PathBuf::new(), mode, once, interval, replay: None };
+    let options = Options { node: Client::new(Path::new("")), mode, once, interval, replay: None };
     let mut out = Vec::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.expect("a runtime");
@@ -84,7 +85,7 @@ fn a_reader_that_leaves_is_told_from_other_failures() {
     }
     let mut source = Source::Recorded(VecDeque::from(fixture::samples()));
     let options = Options {
-        socket: PathBuf::new(),
+        node: Client::new(Path::new("")),
         mode: Mode::Csv,
         once: true,
         interval: Duration::from_millis(1),

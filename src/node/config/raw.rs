@@ -108,6 +108,10 @@ pub(super) struct Tls {
 #[serde(deny_unknown_fields)]
 pub(super) struct Api {
     pub(super) socket: Given<String>,
+    pub(super) listen: Given<Vec<String>>,
+    pub(super) certificate: Given<String>,
+    pub(super) key: Given<String>,
+    pub(super) token_file: Given<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+use super::ApiTcpConfig;
 use super::Config;
 use super::DATA_DIR_DEFAULT;
 use super::DEVICE_BYTES_MIN;
@@ -25,6 +26,7 @@ use super::SizeText;
 use super::TlsConfig;
 use super::Wrong;
 use super::raw;
+use crate::observe::log::Format;
 use crate::target::nvmf::subsystem::CONTROLLER_ID_MAX;
 use crate::target::nvmf::subsystem::DISCOVERY_NQN;
 use crate::target::nvmf::subsystem::UnknownHosts;
@@ -60,6 +62,7 @@ pub(super) fn validate(file: raw::File, overrides: Overrides) -> Result<Config, 
         history_bytes: size("history.size", file.history.size, &(0..=1 << 40))?
             .unwrap_or(256 << 20),
         metrics_listen: addresses("metrics.listen", file.metrics.listen, &[])?,
+        api_tcp: api_tcp(&file.api)?,
         api_socket: socket("api.socket", file.api.socket, || data_dir.join("weft.sock"))?
             .ok_or_else(|| wrong(api_at, "api.socket", "the API needs a socket"))?,
         log: log(file.log, overrides.log_level)?,
@@ -271,7 +274,7 @@ fn addresses(
     };
     let parse = |text: &String| {
         text.parse().map_err(|_| {
-            let port = default_ports.first().unwrap_or(&4420);
+            let port = default_ports.first().unwrap_or(&9443);
             let reason =
                 format!("'{text}' is not an address: write 127.0.0.1:{port} or [::1]:{port}");
             wrong(at.clone(), key, reason)
@@ -303,13 +306,35 @@ fn tls(raw: raw::Tls) -> Result<Option<TlsConfig>, Wrong> {
     }))
 }
 
+/// All of it or nothing: without a certificate or a token there is no API over TCP.
+fn api_tcp(raw: &raw::Api) -> Result<Option<ApiTcpConfig>, Wrong> {
+    let listen_at = span(&raw.listen);
+    let listen = addresses("api.listen", raw.listen.clone(), &[])?;
+    if listen.is_empty() {
+        return Ok(None);
+    }
+    let file = |key, given: &Given<String>| match split(given.clone()).0 {
+        Some(text) if !text.is_empty() => Ok(PathBuf::from(text)),
+        _ => Err(wrong(listen_at.clone(), key, "is needed if api.listen is not empty")),
+    };
+    Ok(Some(ApiTcpConfig {
+        certificate: file("api.certificate", &raw.certificate)?,
+        key: file("api.key", &raw.key)?,
+        token_file: file("api.token_file", &raw.token_file)?,
+        listen,
+    }))
+}
+
 fn log(raw: raw::Log, level_override: Option<String>) -> Result<LogConfig, Wrong> {
     let (format, at) = split(raw.format);
-    let json = match format.as_deref() {
-        None | Some("text") => false,
-        Some("json") => true,
+    let format = match format.as_deref() {
+        None | Some(AUTO) => Format::Auto,
+        Some("text") => Format::Text,
+        Some("json") => Format::Json,
+        Some("journald") => Format::Journald,
         Some(other) => {
-            let reason = format!("'{other}' is neither \"text\" nor \"json\"");
+            let reason =
+                format!("'{other}' is none of \"auto\", \"text\", \"json\" and \"journald\"");
             return Err(wrong(at, "log.format", reason));
         }
     };
@@ -324,7 +349,7 @@ fn log(raw: raw::Log, level_override: Option<String>) -> Result<LogConfig, Wrong
         );
         return Err(wrong(at, "log.level", reason));
     }
-    Ok(LogConfig { json, level })
+    Ok(LogConfig { format, level })
 }
 
 /// A path that is not empty.

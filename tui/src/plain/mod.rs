@@ -2,7 +2,6 @@
 
 use std::io;
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time;
@@ -38,8 +37,8 @@ pub enum Mode {
 /// What to print.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The node's API socket.
-    pub socket: PathBuf,
+    /// Asks the node.
+    pub node: Client,
     /// In which form.
     pub mode: Mode,
     /// Print one interval and leave.
@@ -67,7 +66,7 @@ pub struct Span {
 /// output cannot be written.
 pub async fn print(options: &Options) -> Result<(), Failure> {
     let mut source = match options.replay {
-        None => Source::live(&options.socket),
+        None => Source::live(options.node.clone()),
         Some(span) => replay(span, options).await.map_err(Failure::Node)?,
     };
     let printed = print_from(&mut source, options, &mut io::stdout()).await;
@@ -79,7 +78,7 @@ pub async fn print(options: &Options) -> Result<(), Failure> {
 
 /// The recording of the node; times are by its clock.
 async fn replay(span: Span, options: &Options) -> Result<Source, ClientError> {
-    let client = Client::new(&options.socket);
+    let client = options.node.clone();
     let now_ms = client.stats().await?.unix_ms;
     let interval_ms = u64::try_from(options.interval.as_millis()).unwrap_or(u64::MAX);
     // Readings come a second apart or a little less: every one is printed.
