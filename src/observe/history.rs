@@ -10,12 +10,14 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use redb::Database;
 use redb::Durability;
 use redb::ReadableDatabase;
 use redb::ReadableTable;
 use redb::Table;
 use redb::TableDefinition;
+use zstd_safe::CCtx;
 use zstd_safe::CParameter;
 
 use crate::error::Error;
@@ -40,10 +42,11 @@ const SAMPLE_BYTES_MAX: usize = 16 << 20;
 const CACHE_BYTES: usize = 4 << 20;
 
 /// The recorder's store.
-#[derive(Debug)]
 pub struct History {
     db: Database,
     bytes_max: u64,
+    /// Kept, since making its tables costs more than a sample.
+    compressor: Mutex<CCtx<'static>>,
 }
 
 impl History {
@@ -58,7 +61,7 @@ impl History {
             begin.open_table(SAMPLES)?;
             begin.open_table(TOTALS)?;
             begin.commit()?;
-            Ok(Self { db, bytes_max })
+            Ok(Self { db, bytes_max, compressor: Mutex::new(CCtx::create()) })
         };
         let failed = |error: redb::Error| {
             Error::new(ErrorKind::Unsupported, "open history").context(path.display()).source(error)
@@ -80,7 +83,8 @@ impl History {
             return Err(Error::new(ErrorKind::InvalidRequest, OP)
                 .context(format_args!("a sample of {} bytes", sample.len())));
         }
-        let packed = pack(sample).map_err(|reason| failed(OP, reason))?;
+        let packed = pack(&mut self.compressor.lock(), sample);
+        let packed = packed.map_err(|reason| failed(OP, reason))?;
         self.change(Durability::None, |samples, bytes| {
             *bytes += packed.len() as u64;
             let before = samples.insert(unix_ms, packed.as_slice())?;
@@ -180,10 +184,9 @@ fn ms(duration: Duration) -> u64 {
 }
 
 /// A sample as it is stored: one zstd frame, which says how long the content is.
-fn pack(sample: &[u8]) -> std::result::Result<Vec<u8>, String> {
+fn pack(context: &mut CCtx<'_>, sample: &[u8]) -> std::result::Result<Vec<u8>, String> {
     let text = |code| zstd_safe::get_error_name(code).to_owned();
-    let mut context = zstd_safe::CCtx::create();
-    context.set_parameter(CParameter::CompressionLevel(3)).map_err(text)?;
+    context.set_parameter(CParameter::CompressionLevel(1)).map_err(text)?;
     context.set_parameter(CParameter::ChecksumFlag(true)).map_err(text)?;
     let mut packed = vec![0; zstd_safe::compress_bound(sample.len())];
     let length = context.compress2(packed.as_mut_slice(), sample).map_err(text)?;
