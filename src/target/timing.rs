@@ -14,6 +14,10 @@ use weft_api::Stage;
 use crate::observe::requests::Requests;
 use crate::observe::stages::Stages;
 
+/// Answers that may wait to be sent before they are counted nevertheless: a host that never lets its
+/// socket run dry must not make us remember all it asked for.
+const PENDING_MAX: usize = 1024;
+
 /// The requests of one connection.
 pub struct Timing {
     front_end: FrontEnd,
@@ -103,21 +107,23 @@ impl Timing {
             last.bytes += bytes;
             return;
         }
-        self.answered.push(Answered {
-            requests: Arc::clone(requests),
-            operation,
-            received: self.received,
-            how: How::AtOnce,
-            count: 1,
-            bytes,
-        });
+        let (requests, received) = (Arc::clone(requests), self.received);
+        self.push(Answered { requests, operation, received, how: How::AtOnce, count: 1, bytes });
     }
 
     /// A request that was begun has succeeded and been answered.
     pub fn finished(&mut self, begun: Begun, now: Instant) {
         let Begun { requests, operation, bytes, received, stages } = begun;
         let how = How::Waited { answered: now, stages };
-        self.answered.push(Answered { requests, operation, received, how, count: 1, bytes });
+        self.push(Answered { requests, operation, received, how, count: 1, bytes });
+    }
+
+    fn push(&mut self, answered: Answered) {
+        if self.answered.len() >= PENDING_MAX {
+            let now = Instant::now();
+            self.sent(now, now);
+        }
+        self.answered.push(answered);
     }
 
     /// A request was answered with an error.
@@ -190,6 +196,29 @@ mod tests {
             seen[0].stages.iter().map(|of| (of.stage, of.latency.sum_ns / 1_000_000)).collect();
         let expected = [(Stage::Parse, 1), (Stage::Device, 5), (Stage::Reply, 2), (Stage::Rest, 3)];
         assert_eq!(stages, expected);
+    }
+
+    #[test]
+    fn answers_that_are_never_all_sent_are_counted_and_forgotten() {
+        let requests = Arc::new(Requests::default());
+        let mut timing = Timing::new(FrontEnd::Nbd, Instant::now());
+        let count = 10 * PENDING_MAX;
+        for number in 0..count {
+            let now = Instant::now();
+            timing.received(now);
+            match number % 2 {
+                0 => timing.answered(&requests, Operation::Read, 512),
+                _ => timing.finished(
+                    Begun::new(Arc::clone(&requests), Operation::Write, 512, now, now),
+                    now,
+                ),
+            }
+            assert!(timing.answered.len() <= PENDING_MAX);
+        }
+        let counted = || requests.snapshot().iter().map(|kind| kind.latency.count()).sum::<u64>();
+        assert!(counted() >= (count - PENDING_MAX) as u64);
+        timing.sent(Instant::now(), Instant::now());
+        assert_eq!(counted(), count as u64);
     }
 
     #[test]

@@ -81,8 +81,9 @@ pub fn connect(
     };
     // The discovery log is for all; it names the subsystem only to hosts that are let in.
     if kind == Kind::Io && !subsystem.admits(data.host_nqn, from) {
-        let message = format_args!("it may not connect from {from}");
-        event::raise(event::HOST_REFUSED, data.host_nqn, message);
+        // One subject, whatever name they give: a flood of strangers is one event.
+        let message = format_args!("{} may not connect from {from}", data.host_nqn);
+        event::raise(event::HOST_REFUSED, "nvme-tcp", message);
         let (status, result) = (Status::CONNECT_INVALID_HOST, in_data(DATA_HOST_NQN).result);
         return Err(Refused { status, result });
     }
