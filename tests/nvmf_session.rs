@@ -236,6 +236,9 @@ fn commands_that_cannot_be_are_refused_with_their_status() {
         host.command(&sqe(WRITE, 50, 1, &[0, 0, 0], 0x01, 512), &[1; 1024]).await;
         assert_eq!(host.next().await.status(), (50, SGL_LENGTH));
         assert_eq!(host.read(51, 0, 1).await, [0; 512]);
+        // All are counted but two on no namespace and the one of Fabrics.
+        let counted = served.volume.requests().snapshot();
+        assert_eq!(counted.iter().map(|kind| kind.errors).sum::<u64>(), 16);
 
         for (kind, write, read) in [
             (ErrorKind::NoSpace, 0x4081, 0x4081),

@@ -52,12 +52,6 @@ impl Begun {
         stages.add(Stage::Parse, now.saturating_duration_since(received));
         Self { requests, operation, bytes, received, stages }
     }
-
-    /// Where it is counted, and as what.
-    #[must_use]
-    pub fn kind(&self) -> (&Requests, Operation) {
-        (&self.requests, self.operation)
-    }
 }
 
 /// Requests that came together and were answered together.
@@ -129,6 +123,13 @@ impl Timing {
     /// A request was answered with an error.
     pub fn failed(&self, requests: &Requests, operation: Operation) {
         requests.kind(self.front_end, operation).failed(1);
+    }
+
+    /// A request that was begun, if its kind is counted, was answered with an error.
+    pub fn failed_under_way(&self, begun: Option<&Begun>) {
+        if let Some(Begun { requests, operation, .. }) = begun {
+            self.failed(requests, *operation);
+        }
     }
 
     /// Whether answers wait to be sent.

@@ -111,6 +111,7 @@ impl Session {
     /// Replies to a request that was malformed.
     pub fn refuse(&mut self, tag: Tag, reason: &str, out: &mut Outbox) {
         self.tally.requests += 1;
+        self.timing.failed(self.volume.requests(), Operation::Other);
         self.fail(tag, NbdError::Invalid, reason, out);
     }
 
@@ -171,7 +172,7 @@ impl Session {
         let Completed { request, outcome, begun, .. } = completed;
         match outcome {
             Ok(_) => self.timing.finished(begun, Instant::now()),
-            Err(_) => self.timing.failed(self.volume.requests(), operation(request.command)),
+            Err(_) => self.timing.failed_under_way(Some(&begun)),
         }
         match outcome {
             Ok(Outcome::Done) => {

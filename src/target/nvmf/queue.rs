@@ -236,10 +236,21 @@ impl Queue {
     pub fn refuse(&mut self, sqe: &Sqe, status: Status, out: &mut impl Responder) {
         self.tally.commands += 1;
         tracing::trace!(?sqe, ?status, "NVMe command refused");
+        self.count_failed(sqe);
         self.fail(sqe.cid(), status, out);
         if !self.fused.is_empty() {
             self.fused.refuse(sqe);
             self.fail_halves(out);
+        }
+    }
+
+    /// Counts an I/O command that fails before it has begun, if it is one on a volume.
+    fn count_failed(&self, sqe: &Sqe) {
+        if matches!(self.role, Role::Io(_))
+            && sqe.opcode() != opcode::FABRICS
+            && let Some(namespace) = self.namespaces.find(sqe.nsid())
+        {
+            self.timing.failed(namespace.volume.requests(), io::operation(sqe.opcode()));
         }
     }
 
@@ -307,6 +318,7 @@ impl Queue {
         match io::compare_and_write(&self.namespaces, both) {
             Ok(work) => Some(InFlight { cid, fused_with: Some(first), bytes_written, work, begun }),
             Err(status) => {
+                self.timing.failed_under_way(begun.as_ref());
                 self.fail(first, status, out);
                 self.fail(cid, Status::FUSED_FAILED, out);
                 None
@@ -319,11 +331,8 @@ impl Queue {
         let Completed { cid, fused_with, bytes_written, outcome, begun } = completed;
         match (begun, &outcome) {
             (Some(begun), Ok(_)) => self.timing.finished(begun, Instant::now()),
-            (Some(begun), Err(_)) => {
-                let (requests, operation) = begun.kind();
-                self.timing.failed(requests, operation);
-            }
-            (None, _) => {}
+            (begun, Err(_)) => self.timing.failed_under_way(begun.as_ref()),
+            (None, Ok(_)) => {}
         }
         if let Some(first) = fused_with {
             match outcome {
@@ -485,10 +494,7 @@ impl Queue {
                 Some(InFlight { cid, fused_with: None, bytes_written, work, begun })
             }
             Err(status) => {
-                if let Some(namespace) = self.namespaces.find(sqe.nsid()) {
-                    let operation = io::operation(sqe.opcode());
-                    self.timing.failed(namespace.volume.requests(), operation);
-                }
+                self.count_failed(sqe);
                 self.fail(cid, status, out);
                 None
             }
