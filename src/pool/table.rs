@@ -64,6 +64,43 @@ pub struct Redundancy {
     pub degraded: u64,
 }
 
+/// The segments with live blocks, counted by how many of their strips are in service: kept as the
+/// table changes, since a walk over all segments takes too long to be made for each look.
+struct Protection {
+    /// The devices it was counted for.
+    in_service: Vec<bool>,
+    /// By number of strips.
+    segments: Vec<u64>,
+}
+
+impl Protection {
+    fn of<'a>(
+        segments: impl Iterator<Item = &'a Segment>,
+        geometry: Geometry,
+        in_service: &[bool],
+    ) -> Self {
+        let by_strips = vec![0; geometry.strips() + 1];
+        let mut counted = Self { in_service: in_service.to_vec(), segments: by_strips };
+        segments.filter(|segment| segment.entry.live_blocks > 0).for_each(|segment| {
+            counted.count(segment, 1);
+        });
+        counted
+    }
+
+    /// A segment has live blocks now, or has none any more.
+    fn count(&mut self, segment: &Segment, change: i64) {
+        let count = &mut self.segments[segment.strips_in_service(&self.in_service)];
+        *count = count.strict_add_signed(change);
+    }
+
+    fn redundancy(&self) -> Redundancy {
+        let whole = self.segments.len() - 1;
+        let strips_min = self.segments.iter().position(|count| *count > 0).unwrap_or(whole);
+        let degraded = self.segments[..whole].iter().sum();
+        Redundancy { strips_min, segments: degraded + self.segments[whole], degraded }
+    }
+}
+
 /// The table.
 pub struct SegmentTable {
     geometry: Geometry,
@@ -78,6 +115,8 @@ pub struct SegmentTable {
     next_id: u64,
     id_limit: u64,
     live_bytes: u64,
+    /// None until somebody asks.
+    protection: Option<Protection>,
 }
 
 impl SegmentTable {
@@ -97,6 +136,7 @@ impl SegmentTable {
             next_id: first_id,
             id_limit: first_id,
             live_bytes: 0,
+            protection: None,
         }
     }
 
@@ -131,6 +171,7 @@ impl SegmentTable {
         }
         let segment = Segment { entry, slot, open: false, leases: 0 };
         self.live_bytes += segment.live_bytes();
+        self.protection = None;
         self.segments.insert(segment.entry.id, segment);
         Ok(())
     }
@@ -139,6 +180,7 @@ impl SegmentTable {
     pub fn unload(&mut self, id: SegmentId) {
         let Some(segment) = self.segments.remove(&id) else { return };
         self.live_bytes -= segment.live_bytes();
+        self.protection = None;
         for place in segment.entry.places.iter().flatten() {
             let device = usize::from(place.device);
             if self.regions_total.get(device).is_some_and(|total| *total > 0) {
@@ -149,6 +191,7 @@ impl SegmentTable {
 
     /// Makes every strip on `device` absent: a blank device took its place.
     pub fn strip_device(&mut self, device: usize) {
+        self.protection = None;
         for segment in self.segments.values_mut() {
             for place in &mut segment.entry.places {
                 let Some(lost) = place.filter(|place| usize::from(place.device) == device) else {
@@ -284,16 +327,11 @@ impl SegmentTable {
 
     /// How well the segments with live blocks are protected.
     #[must_use]
-    pub fn redundancy(&self, in_service: &[bool]) -> Redundancy {
-        let live = self.segments.values().filter(|segment| segment.entry.live_blocks > 0);
-        let whole = self.geometry.strips();
-        let mut seen = Redundancy { strips_min: whole, segments: 0, degraded: 0 };
-        for strips in live.map(|segment| segment.strips_in_service(in_service)) {
-            seen.strips_min = seen.strips_min.min(strips);
-            seen.segments += 1;
-            seen.degraded += u64::from(strips < whole);
-        }
-        seen
+    pub fn redundancy(&mut self, in_service: &[bool]) -> Redundancy {
+        let counted = self.protection.take().filter(|counted| counted.in_service == in_service);
+        let counted = counted
+            .unwrap_or_else(|| Protection::of(self.segments.values(), self.geometry, in_service));
+        self.protection.insert(counted).redundancy()
     }
 
     /// Estimate of the bytes that live blocks occupy.
@@ -312,9 +350,13 @@ impl SegmentTable {
         let Some(segment) = self.segments.get_mut(&id) else {
             panic!("segment {id} is referred to but not in the table");
         };
-        let before = segment.live_bytes();
+        let (bytes_before, lived) = (segment.live_bytes(), segment.entry.live_blocks > 0);
         change(segment);
-        self.live_bytes = self.live_bytes - before + segment.live_bytes();
+        self.live_bytes = self.live_bytes - bytes_before + segment.live_bytes();
+        let lives = segment.entry.live_blocks > 0;
+        if let Some(protection) = self.protection.as_mut().filter(|_| lives != lived) {
+            protection.count(segment, if lives { 1 } else { -1 });
+        }
         if let Some(slot) = segment.slot {
             self.dirty_pages.insert(slot / PAGE_ENTRIES);
         }
@@ -449,6 +491,9 @@ fn is_empty(segment: &Segment) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
     use crate::format::PodId;
 
@@ -503,6 +548,81 @@ mod tests {
         assert_eq!(table.free_segments_after(&all, 0), 7);
         assert_eq!(table.free_segments_after(&all, 1), 5, "the emptiest is lost");
         assert_eq!(table.free_segments_after(&all, 4), 3);
+    }
+
+    /// What changes a table, and who looks at it.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Allocate { usable: [bool; 6] },
+        Live { segment: usize, blocks: u64 },
+        Dead { segment: usize },
+        Retire,
+        Strip { device: usize },
+        Look { in_service: [bool; 6] },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let mostly = || proptest::array::uniform6(proptest::bool::weighted(0.9));
+        prop_oneof![
+            4 => mostly().prop_map(|usable| Step::Allocate { usable }),
+            4 => (0..20_usize, 0..3_u64)
+                .prop_map(|(segment, blocks)| Step::Live { segment, blocks }),
+            2 => (0..20_usize).prop_map(|segment| Step::Dead { segment }),
+            1 => Just(Step::Retire),
+            1 => (0..6_usize).prop_map(|device| Step::Strip { device }),
+            4 => mostly().prop_map(|in_service| Step::Look { in_service }),
+        ]
+    }
+
+    fn by_walking(table: &SegmentTable, in_service: &[bool]) -> Redundancy {
+        let live = table.iter().filter(|segment| segment.entry.live_blocks > 0);
+        let strips: Vec<_> = live.map(|segment| segment.strips_in_service(in_service)).collect();
+        Redundancy {
+            strips_min: strips.iter().copied().min().unwrap_or(6),
+            segments: strips.len() as u64,
+            degraded: strips.iter().filter(|strips| **strips < 6).count() as u64,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn redundancy_is_what_a_walk_would_find(steps in vec(step(), 1..60)) {
+            let mut table = SegmentTable::new(table().geometry, vec![12; 6], 1);
+            table.extend_ids(100);
+            let mut in_service = [true; 6];
+            for step in steps {
+                let some = |table: &SegmentTable, segment: usize| {
+                    let mut ids: Vec<_> = table.iter().map(|segment| segment.entry.id).collect();
+                    ids.sort_unstable();
+                    ids.get(segment).copied()
+                };
+                match step {
+                    Step::Allocate { usable } => {
+                        if let Some(id) = table.allocate(false, &usable) {
+                            table.close(id);
+                        }
+                    }
+                    Step::Live { segment, blocks } => {
+                        if let Some(id) = some(&table, segment) {
+                            table.add_live(id, blocks);
+                        }
+                    }
+                    Step::Dead { segment } => {
+                        if let Some(id) = some(&table, segment) {
+                            let live = table.get(id).expect("listed").entry.live_blocks;
+                            table.remove_live(id, live);
+                        }
+                    }
+                    Step::Retire => {
+                        table.retire_empty();
+                        table.free_retired(table.retired());
+                    }
+                    Step::Strip { device } => table.strip_device(device),
+                    Step::Look { in_service: seen } => in_service = seen,
+                }
+                prop_assert_eq!(table.redundancy(&in_service), by_walking(&table, &in_service));
+            }
+        }
     }
 
     #[test]
