@@ -5,7 +5,6 @@
 //! are checked here, once. Changes go to the thread the pod lives on ([`PodHandle`]), one at a
 //! time; reads look at the pod directly.
 
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +23,6 @@ use axum::response::IntoResponse;
 use axum::response::Response;
 use axum::routing::get;
 use serde::Deserialize;
-use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use tokio::time;
@@ -166,18 +164,6 @@ impl Management {
         }
     }
 
-    /// Answers `GET /metrics`, and nothing else, on `listener`.
-    ///
-    /// # Errors
-    /// The listener failed.
-    pub async fn serve_metrics(self: Arc<Self>, listener: TcpListener) -> io::Result<()> {
-        let router = Router::new()
-            .route("/metrics", get(show_metrics))
-            .fallback(problem::no_such_path)
-            .with_state(self);
-        axum::serve(listener, router).await
-    }
-
     fn find(&self, name: &str) -> Result<VolumeInfo> {
         let volumes = self.pod.pod().volumes();
         volumes.into_iter().find(|volume| volume.name == name).ok_or_else(|| {
@@ -317,6 +303,16 @@ fn routes() -> OpenApiRouter<Arc<Management>> {
 fn router(management: Arc<Management>) -> Router {
     let (router, _) = routes().split_for_parts();
     router
+        .fallback(problem::no_such_path)
+        .method_not_allowed_fallback(problem::no_such_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(management)
+}
+
+/// What anyone may ask who reaches `metrics.listen`.
+fn metrics_router(management: Arc<Management>) -> Router {
+    Router::new()
+        .route("/metrics", get(show_metrics))
         .fallback(problem::no_such_path)
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))

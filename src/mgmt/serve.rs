@@ -3,6 +3,7 @@
 //! * The Unix socket: its mode keeps others out, and so do the kernel's credentials of whoever
 //!   connects, since a directory's owner may change a mode: the node's own user, and root.
 //! * TCP: only with TLS, and only with the token ([`Token`]) on each request.
+//! * The metrics' TCP: anyone, for they change nothing and name volumes, devices and hosts' counts.
 //!
 //! A client that is slow holds up nobody: each connection is a task with a time to shake hands, to
 //! send a request's head and to send its body, and there are so many over TCP and no more. They do
@@ -38,6 +39,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::Management;
+use super::metrics_router;
 use super::router;
 use super::token;
 use super::token::Token;
@@ -65,6 +67,8 @@ pub enum Door {
         /// What they must know.
         token: Arc<Token>,
     },
+    /// For Prometheus: `GET /metrics` and nothing else.
+    Metrics(TcpListener),
 }
 
 /// Turns true when the node stops.
@@ -78,6 +82,7 @@ struct Caller(Arc<str>);
 enum Accepted {
     Unix(UnixStream),
     Tls(TcpStream, TlsAcceptor),
+    Plain(TcpStream),
 }
 
 impl Management {
@@ -87,11 +92,15 @@ impl Management {
     /// # Cancellation
     /// Connections are cut where they stand; changes begun are made all the same.
     pub async fn serve(self: Arc<Self>, door: Door, stopped: Stopped) {
-        let mut router = router(self).layer(middleware::from_fn(log_change));
-        if let Door::Tls { token, .. } = &door {
-            router =
-                router.layer(middleware::from_fn_with_state(Arc::clone(token), token::required));
-        }
+        let all = |management| router(management).layer(middleware::from_fn(log_change));
+        let router = match &door {
+            Door::Unix(_) => all(self),
+            Door::Tls { token, .. } => {
+                let token = Arc::clone(token);
+                all(self).layer(middleware::from_fn_with_state(token, token::required))
+            }
+            Door::Metrics(_) => metrics_router(self),
+        };
         let mut connections = JoinSet::new();
         let mut stop = stopped.clone();
         tokio::select! {
@@ -142,6 +151,7 @@ async fn accept_all(
                         converse(stream, router, stopped).await;
                     }
                 }
+                Accepted::Plain(stream) => converse(stream, router, stopped).await,
             }
             drop(place);
         });
@@ -168,6 +178,10 @@ impl Door {
                 let (stream, peer) = listener.accept().await?;
                 let caller = Caller(peer.to_string().into());
                 Ok(Some((Accepted::Tls(stream, acceptor.clone()), caller)))
+            }
+            Self::Metrics(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok(Some((Accepted::Plain(stream), Caller(peer.to_string().into()))))
             }
         }
     }

@@ -14,7 +14,6 @@
 //! Threads: the caller's (management, accepting), one engine thread, N data-plane threads.
 
 use std::io;
-use std::net;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -128,13 +127,11 @@ pub struct Node {
     nbd_files: Vec<SocketFile>,
     api: ApiServer,
     recorder: Option<Recorder>,
-    /// Ends with the node.
-    _metrics: JoinSet<()>,
     /// Released last.
     directory: Arc<Directory>,
 }
 
-/// The API's tasks, one for each listener.
+/// The tasks of the API and of metrics, one for each listener.
 struct ApiServer {
     tasks: JoinSet<()>,
     stop: watch::Sender<bool>,
@@ -177,10 +174,8 @@ impl Node {
         let mut facts = node_facts(&directory, &targets, &data_plane, &listeners);
         facts.history = history.clone();
         let management = Management::new(engine.pod.clone(), facts);
-        let api_tcp = std::mem::take(&mut listeners.api);
-        let api = ApiServer::start(&management, api, api_tcp, guard)?;
+        let api = ApiServer::start(&management, api, &mut listeners, guard)?;
         let recorded = Arc::clone(&management);
-        let metrics = serve_metrics(&management, std::mem::take(&mut listeners.metrics))?;
 
         let mut node = Self {
             management,
@@ -191,7 +186,6 @@ impl Node {
             nbd_files: Vec::new(),
             api,
             recorder: history.map(|history| Recorder::start(recorded, history)),
-            _metrics: metrics,
             directory,
         };
         node.accept(listeners)?;
@@ -291,22 +285,25 @@ impl Listener {
 }
 
 impl ApiServer {
-    /// Serves the Unix socket, and with a guard the TCP listeners.
+    /// Serves the Unix socket, with a guard the TCP listeners, and those of metrics.
     fn start(
         management: &Arc<Management>,
         unix: BoundUnix,
-        tcp: Vec<net::TcpListener>,
+        listeners: &mut Listeners,
         guard: Option<ApiGuard>,
     ) -> Result<Self> {
         let failed = |error| Error::new(ErrorKind::Unsupported, "serve the API").source(error);
         let BoundUnix { listener, file } = unix;
         let mut doors = vec![Door::Unix(UnixListener::from_std(listener).map_err(failed)?)];
         if let Some(ApiGuard { acceptor, token }) = guard {
-            for listener in tcp {
+            for listener in std::mem::take(&mut listeners.api) {
                 let listener = TcpListener::from_std(listener).map_err(failed)?;
                 let (acceptor, token) = (acceptor.clone(), Arc::clone(&token));
                 doors.push(Door::Tls { listener, acceptor, token });
             }
+        }
+        for listener in std::mem::take(&mut listeners.metrics) {
+            doors.push(Door::Metrics(TcpListener::from_std(listener).map_err(failed)?));
         }
         let (stop, _) = watch::channel(false);
         let mut tasks = JoinSet::new();
@@ -339,29 +336,10 @@ fn open_history(directory: &Directory, bytes_max: u64) -> Option<Arc<History>> {
     match History::open(&directory.path().join("history.redb"), bytes_max) {
         Ok(history) => Some(Arc::new(history)),
         Err(error) => {
-            tracing::warn!(error = error.chain(), "nothing is recorded");
+            event::raise(event::HISTORY_FAILED, "history", error.chain());
             None
         }
     }
-}
-
-/// Starts a task for each listener of metrics.
-fn serve_metrics(
-    management: &Arc<Management>,
-    bound: Vec<net::TcpListener>,
-) -> Result<JoinSet<()>> {
-    let mut tasks = JoinSet::new();
-    for listener in bound {
-        let listener = TcpListener::from_std(listener)
-            .map_err(|error| Error::new(ErrorKind::Unsupported, "serve metrics").source(error))?;
-        let management = Arc::clone(management);
-        tasks.spawn(async move {
-            if let Err(error) = management.serve_metrics(listener).await {
-                tracing::warn!(%error, "metrics are served no more");
-            }
-        });
-    }
-    Ok(tasks)
 }
 
 /// Takes the directory, waiting a little for another holder to let go: a node that was killed a

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::mgmt::Management;
+use crate::observe::event;
 use crate::observe::history::History;
 
 /// Between two samples.
@@ -63,7 +64,7 @@ async fn record(management: Arc<Management>, history: Arc<History>) {
 fn told(kept: std::result::Result<Result<()>, tokio::task::JoinError>) {
     match kept {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(error = error.chain(), "a sample is not recorded"),
+        Ok(Err(error)) => event::raise(event::HISTORY_FAILED, "history", error.chain()),
         Err(error) => tracing::debug!(%error, "recording was interrupted"),
     }
 }

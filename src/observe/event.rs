@@ -89,6 +89,9 @@ kinds! {
     /// A connection was turned away because there were too many.
     CONNECTIONS_REFUSED = "connections-refused", Warning,
         "raise connections_max in the configuration, or close idle connections";
+    /// What the node counts could not be recorded.
+    HISTORY_FAILED = "history-failed", Warning,
+        "make room or mend the file system of the data directory; hosts are not affected";
     /// Someone who may not tried to manage the node.
     API_REFUSED = "api-refused", Warning,
         "if it was you: see [api] in the configuration; if it was not, find out who it was";
