@@ -1,11 +1,14 @@
 //! The API over TCP: with TLS and the token only, for every command.
 
 use std::fs;
+use std::io;
 use std::io::Read;
 use std::io::Write;
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::thread;
+use std::time::Instant;
 
 use crate::support::Node;
 use crate::support::Outcome;
@@ -36,14 +39,14 @@ fn certificate(scratch: &Scratch, name: &str) {
     fs::write(scratch.path(&format!("{name}.key")), key.serialize_pem()).expect("written");
 }
 
-/// A configuration with the API on a free port of loopback.
+/// A configuration with the API and metrics on free ports of loopback.
 fn config(scratch: &Scratch) -> std::path::PathBuf {
     certificate(scratch, "node");
     secret(&scratch.path("token"), &format!("{TOKEN}\n"));
     let path = |name: &str| scratch.path(name).display().to_string();
     scratch.config(&format!(
         "pod.device_size = \"256MiB\"\napi.listen = [\"127.0.0.1:0\"]\napi.certificate = {:?}\n\
-         api.key = {:?}\napi.token_file = {:?}",
+         api.key = {:?}\napi.token_file = {:?}\nmetrics.listen = [\"127.0.0.1:0\"]",
         path("node.pem"),
         path("node.key"),
         path("token"),
@@ -52,11 +55,16 @@ fn config(scratch: &Scratch) -> std::path::PathBuf {
 
 /// Where the API listens over TCP.
 fn address(node: &Node) -> String {
+    listener(node, "api", true)
+}
+
+fn listener(node: &Node, protocol: &str, tls: bool) -> String {
     let status = node.json(&["status"]);
     let listeners = status["listeners"].as_array().expect("a list");
-    let api = listeners.iter().find(|listener| listener["protocol"] == "api").expect("listens");
-    assert_eq!((&api["transport"], &api["tls"]), (&"tcp".into(), &true.into()));
-    api["address"].as_str().expect("text").to_owned()
+    let found = listeners.iter().find(|listener| listener["protocol"] == protocol);
+    let found = found.expect("listens");
+    assert_eq!((&found["transport"], &found["tls"]), (&"tcp".into(), &tls.into()));
+    found["address"].as_str().expect("text").to_owned()
 }
 
 /// Runs a command at a URL.
@@ -148,16 +156,42 @@ fn strangers_and_plain_text_are_refused_and_hold_up_nobody() {
 }
 
 #[test]
+fn who_says_nothing_or_half_a_request_is_sent_away_in_time() {
+    let scratch = Scratch::new();
+    let node = Node::start(&scratch, &config(&scratch));
+    let patience = |address: String, said: &'static [u8]| {
+        let mut stream = TcpStream::connect(address).expect("listens");
+        stream.set_read_timeout(Some(2 * PATIENCE)).expect("set");
+        thread::spawn(move || {
+            let start = Instant::now();
+            stream.write_all(said).expect("sent");
+            let mut answer = Vec::new();
+            let ended = stream.read_to_end(&mut answer);
+            let timed_out = ended.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+            assert!(!timed_out && answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
+            start.elapsed().as_secs()
+        })
+    };
+    let no_tls = patience(address(&node), b"");
+    let half = patience(listener(&node, "metrics", false), b"GET /metrics HTTP/1.1\r\nHost:");
+    assert!((9..20).contains(&no_tls.join().expect("ends")), "10 s to agree on TLS");
+    assert!((29..45).contains(&half.join().expect("ends")), "30 s for a head");
+    node.stop_despite(Some(REFUSED));
+}
+
+#[test]
 fn strangers_take_no_place_from_this_machine() {
     let scratch = Scratch::new();
     let node = Node::start(&scratch, &config(&scratch));
     let address = address(&node);
-    // More than there are places, and none of them says anything.
-    let mut silent: Vec<_> =
-        (0..140).map(|_| TcpStream::connect(&address).expect("the kernel accepts")).collect();
-    let mut last = silent.pop().expect("many");
-    last.set_read_timeout(Some(PATIENCE)).expect("set");
-    assert!(!matches!(last.read(&mut [0]), Ok(1)), "it is closed without an answer");
+    // More than there are places at each door, and none of them says anything.
+    for address in [address, listener(&node, "metrics", false)] {
+        let mut silent: Vec<_> =
+            (0..140).map(|_| TcpStream::connect(&address).expect("the kernel accepts")).collect();
+        let mut last = silent.pop().expect("many");
+        last.set_read_timeout(Some(PATIENCE)).expect("set");
+        assert!(!matches!(last.read(&mut [0]), Ok(1)), "it is closed without an answer");
+    }
     let events = node.json(&["event", "list"]);
     let refused = events.as_array().and_then(|all| all.last()).expect("an event");
     let told = refused["message"].as_str().is_some_and(|text| text.contains("connections already"));
