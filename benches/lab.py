@@ -192,6 +192,19 @@ class Weft(Server):
         return json.loads(subprocess.check_output(pinned(CLIENT_CPU, command)) or "null")
 
 
+class MemoryNode(Server):
+    """One volume in RAM over both front ends, also without timing (examples/memory_node.rs)."""
+
+    def __init__(self, data, span):
+        self.untimed_socket = os.path.join(data, "untimed.sock")
+        self.nvme_tcp, self.untimed_nvme_tcp = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        sock = os.path.join(data, "timed.sock")
+        command = [os.path.join(EXAMPLES, "memory_node"), "--size", str(span), "--unix", sock,
+                   "--untimed-unix", self.untimed_socket, "--nvme-tcp", self.nvme_tcp,
+                   "--untimed-nvme-tcp", self.untimed_nvme_tcp]
+        super().__init__("memory_node", command, sock, f"{data}/memory_node.log", "memory")
+
+
 class TcpCopy(Server):
     """A server that does nothing but copy from its memory into TCP (examples/tcp_copy.rs)."""
 

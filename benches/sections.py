@@ -203,6 +203,33 @@ def nvme_report(report, results):
                            beside["cpu"] / result["cpu"] * 100, "%", goal)
 
 
+def timing(report, settings):
+    """What timing every request costs: 4 KiB reads from a volume in RAM, with it and without."""
+    span = 64 * MIB
+    with lab.directory("/dev/shm") as data, lab.MemoryNode(data, span) as node:
+        lab.generate("nbd_load", node, [
+            "--unix", node.socket, "--depth", "32", "--span", str(span)], 1)
+        nbd = {"timed": ["--unix", node.socket], "untimed": ["--unix", node.untimed_socket]}
+        nvme = {"timed": ["--tcp", node.nvme_tcp], "untimed": ["--tcp", node.untimed_nvme_tcp]}
+        for depth in (1, 32):
+            shape = ["--depth", str(depth), "--span", str(span), "--poll", "--no-fill"]
+            for name, generator, where in (
+                ("NBD", "nbd_load", nbd), ("NVMe", "nvme_load", nvme),
+            ):
+                cases = {
+                    case: lambda generator=generator, place=place: lab.generate(
+                        generator, node, place + shape, settings.seconds)
+                    for case, place in where.items()
+                }
+                found = lab.interleave(cases, 4 * settings.rounds)
+                for case, result in found.items():
+                    report.add("timing", f"{name} QD{depth}, {case}", result["iops"], "IOPS",
+                               note=f"server CPU {result['cpu']:.2f} us/IO")
+                ratio = found["timed"]["iops"] / found["untimed"]["iops"]
+                report.add("timing", f"{name} QD{depth}, IOPS of timed / untimed", ratio * 100, "%",
+                           (">=", 99))
+
+
 def write(report, settings):
     """4 KiB random writes at depth 32, devices in RAM."""
     span = 256 * MIB
@@ -402,6 +429,5 @@ def idle(report, settings):
         report.add("idle", "resident memory per further volume", grown, "KiB")
 
 
-SECTIONS = {
-    function.__name__: function for function in (ram, nvme, write, durable, seq, recovery, idle)
-}
+SECTIONS = {function.__name__: function for function in (
+    ram, nvme, timing, write, durable, seq, recovery, idle)}

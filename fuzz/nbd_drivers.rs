@@ -134,7 +134,7 @@ struct Client {
 impl Client {
     fn new(negotiated: Negotiated, dialect: Dialect, model: Option<Vec<u8>>) -> Self {
         let framing = Framing::new(dialect);
-        Self { dialect, framing, session: Session::new(negotiated), model }
+        Self { dialect, framing, session: Session::new(negotiated, true), model }
     }
 
     fn play(&mut self, stream: &[u8], cut: usize) {

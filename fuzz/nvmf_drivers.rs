@@ -151,7 +151,7 @@ impl Host {
         let path = Path { portal, host: portal.ip() };
         Self {
             framing: Framing::default(),
-            queue: Queue::new(Arc::clone(subsystem), path),
+            queue: Queue::new(Arc::clone(subsystem), path, true),
             out: Outbox::default(),
             outstanding: BTreeMap::new(),
             header_digest: 0,

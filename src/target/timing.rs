@@ -21,6 +21,8 @@ const PENDING_MAX: usize = 1024;
 /// The requests of one connection.
 pub struct Timing {
     front_end: FrontEnd,
+    /// Only a bench has it off, to tell what it costs.
+    timed: bool,
     /// When the bytes came that are being parsed.
     received: Instant,
     /// Answered and not yet sent.
@@ -74,13 +76,15 @@ enum How {
 impl Timing {
     /// A connection of that protocol.
     #[must_use]
-    pub fn new(front_end: FrontEnd, now: Instant) -> Self {
-        Self { front_end, received: now, answered: Vec::new() }
+    pub fn new(front_end: FrontEnd, timed: bool) -> Self {
+        Self { front_end, timed, received: Instant::now(), answered: Vec::new() }
     }
 
     /// Bytes have come.
-    pub fn received(&mut self, now: Instant) {
-        self.received = now;
+    pub fn received(&mut self) {
+        if self.timed {
+            self.received = Instant::now();
+        }
     }
 
     /// When the last bytes came.
@@ -91,6 +95,9 @@ impl Timing {
 
     /// A request was answered at once.
     pub fn answered(&mut self, requests: &Arc<Requests>, operation: Operation, bytes: u64) {
+        if !self.timed {
+            return;
+        }
         if let Some(last) = self.answered.last_mut()
             && matches!(last.how, How::AtOnce)
             && last.operation == operation
@@ -107,6 +114,9 @@ impl Timing {
 
     /// A request that was begun has succeeded and been answered.
     pub fn finished(&mut self, begun: Begun, now: Instant) {
+        if !self.timed {
+            return;
+        }
         let Begun { requests, operation, bytes, received, stages } = begun;
         let how = How::Waited { answered: now, stages };
         self.push(Answered { requests, operation, received, how, count: 1, bytes });
@@ -181,8 +191,8 @@ mod tests {
         let requests = Arc::new(Requests::default());
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
-        let mut timing = Timing::new(FrontEnd::Nbd, start);
-        timing.received(at(1));
+        let mut timing = Timing::new(FrontEnd::Nbd, true);
+        timing.received = at(1);
         let counted = Arc::clone(&requests);
         let mut slow = Begun::new(counted, Operation::Read, 4096, timing.arrival(), at(2));
         slow.stages.add(Stage::Device, Duration::from_millis(5));
@@ -202,11 +212,11 @@ mod tests {
     #[test]
     fn answers_that_are_never_all_sent_are_counted_and_forgotten() {
         let requests = Arc::new(Requests::default());
-        let mut timing = Timing::new(FrontEnd::Nbd, Instant::now());
+        let mut timing = Timing::new(FrontEnd::Nbd, true);
         let count = 10 * PENDING_MAX;
         for number in 0..count {
             let now = Instant::now();
-            timing.received(now);
+            timing.received = now;
             match number % 2 {
                 0 => timing.answered(&requests, Operation::Read, 512),
                 _ => timing.finished(
@@ -227,7 +237,8 @@ mod tests {
         let requests = Arc::new(Requests::default());
         let start = Instant::now();
         let at = |us: u64| start + Duration::from_micros(us);
-        let mut timing = Timing::new(FrontEnd::NvmeTcp, start);
+        let mut timing = Timing::new(FrontEnd::NvmeTcp, true);
+        timing.received = start;
         for _ in 0..3 {
             timing.answered(&requests, Operation::Read, 512);
         }

@@ -272,7 +272,7 @@ impl<S: ByteStream> Connection<S> {
             }
             Ok(0) => Err(End::Broken("connection closed within a request")),
             Ok(_) => {
-                self.session.timing().received(Instant::now());
+                self.session.timing().received();
                 Ok(())
             }
             Err(error) => Err(End::Io(error)),

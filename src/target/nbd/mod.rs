@@ -96,6 +96,8 @@ pub struct NbdOptions {
     pub tls_mode: TlsMode,
     /// From [`tls::load`].
     pub tls: Option<TlsAcceptor>,
+    /// Whether requests are timed and counted by volume; off only to measure what that costs.
+    pub timed: bool,
 }
 
 impl Default for NbdOptions {
@@ -110,6 +112,7 @@ impl Default for NbdOptions {
             listable: true,
             tls_mode: TlsMode::Off,
             tls: None,
+            timed: true,
         }
     }
 }
@@ -281,7 +284,7 @@ impl NbdTarget {
         let limits =
             Limits { requests_max: self.options.requests_max, bytes_max: self.options.bytes_max };
         let framing = Framing::new(agreed.dialect);
-        let session = Session::new(agreed);
+        let session = Session::new(agreed, self.options.timed);
         let mut connection = Connection::new(stream, received, framing, session, limits);
         let end = self.until_end(&mut connection, &mut signal, tracked.counts()).await;
         match end {

@@ -67,9 +67,9 @@ pub struct Session {
 }
 
 impl Session {
-    /// Starts on what the handshake agreed.
+    /// Starts on what the handshake agreed; `timed` as in [`super::NbdOptions`].
     #[must_use]
-    pub fn new(negotiated: Negotiated) -> Self {
+    pub fn new(negotiated: Negotiated, timed: bool) -> Self {
         Self {
             volume: negotiated.volume,
             dialect: negotiated.dialect,
@@ -77,7 +77,7 @@ impl Session {
             ending: false,
             pieces: Vec::new(),
             tally: Tally::default(),
-            timing: Timing::new(FrontEnd::Nbd, Instant::now()),
+            timing: Timing::new(FrontEnd::Nbd, timed),
         }
     }
 
@@ -456,7 +456,7 @@ mod tests {
                 dialect,
                 base_allocation: dialect != Dialect::Simple,
             };
-            let session = Session::new(negotiated);
+            let session = Session::new(negotiated, true);
             Self { volume, dialect, framing: Framing::new(dialect), session }
         }
 

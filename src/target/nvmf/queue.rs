@@ -115,9 +115,9 @@ struct Tally {
 }
 
 impl Queue {
-    /// A queue not connected to any controller yet.
+    /// A queue not connected to any controller yet; its commands are counted by volume if `timed`.
     #[must_use]
-    pub fn new(subsystem: Arc<Subsystem>, path: Path) -> Self {
+    pub fn new(subsystem: Arc<Subsystem>, path: Path, timed: bool) -> Self {
         let changes = subsystem.changes();
         Self {
             namespaces: Namespaces::default(),
@@ -132,7 +132,7 @@ impl Queue {
             fused: Fused::default(),
             pieces: Vec::new(),
             tally: Tally::default(),
-            timing: Timing::new(FrontEnd::NvmeTcp, Instant::now()),
+            timing: Timing::new(FrontEnd::NvmeTcp, timed),
         }
     }
 

@@ -435,7 +435,7 @@ impl<S: ByteStream> Connection<S> {
             }
             Ok(0) => Err(End::Io(io::ErrorKind::UnexpectedEof.into())),
             Ok(_) => {
-                self.queue.timing().received(Instant::now());
+                self.queue.timing().received();
                 Ok(())
             }
             Err(error) => Err(End::Io(error)),

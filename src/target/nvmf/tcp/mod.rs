@@ -69,6 +69,8 @@ pub struct NvmeTcpOptions {
     pub shutdown_timeout: Duration,
     /// Bytes of data in flight per connection.
     pub bytes_max: u64,
+    /// Whether commands are timed and counted by volume; off only to measure what that costs.
+    pub timed: bool,
 }
 
 impl Default for NvmeTcpOptions {
@@ -80,6 +82,7 @@ impl Default for NvmeTcpOptions {
             terminate_timeout: Duration::from_secs(5),
             shutdown_timeout: Duration::from_secs(5),
             bytes_max: 16 << 20,
+            timed: true,
         }
     }
 }
@@ -188,7 +191,7 @@ impl NvmeTcpTarget {
     async fn serve_socket(&self, socket: Socket, mut stopping: watch::Receiver<bool>) {
         let tracked = self.connections.track(FrontEnd::NvmeTcp, socket.peer());
         let path = path(&socket);
-        let queue = Queue::new(Arc::clone(&self.subsystem), path);
+        let queue = Queue::new(Arc::clone(&self.subsystem), path, self.options.timed);
         let limits = Limits { bytes_max: self.options.bytes_max };
         let counts = Arc::clone(tracked.counts());
         let mut connection = Connection::new(socket, queue, limits, counts);
