@@ -4,7 +4,7 @@
 //! DIR/weft.lock      held (flock) while a node runs; has its process id in it
 //! DIR/pod.json       the record: see Record
 //! DIR/devices/       device files of our own
-//! DIR/weft.log       what a node with a console logs
+//! DIR/weft.log       what a node with a console logs; weft.log.1: the same, before
 //! DIR/weft.sock      management API        DIR/nbd.sock    NBD
 //! ```
 //!
@@ -13,7 +13,6 @@
 //! place, and holds nothing the devices' superblocks do not: they are the truth.
 
 use std::fs;
-use std::fs::File;
 use std::fs::OpenOptions;
 use std::io;
 use std::io::Write;
@@ -30,6 +29,7 @@ use uuid::Uuid;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::observe::log_file::LogFile;
 
 /// Version of the record's layout.
 const RECORD_VERSION: u32 = 1;
@@ -95,12 +95,12 @@ pub(super) struct Directory {
 ///
 /// # Errors
 /// Whatever the file system says.
-pub(super) fn open_log(directory: &Path) -> Result<File> {
+pub(super) fn open_log(directory: &Path) -> Result<LogFile> {
     const OP: &str = "open the log file";
     let path = directory.join("weft.log");
     let failed = |error| wrap(OP, &path, error);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
-    OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(failed)
+    LogFile::open(path.clone()).map_err(failed)
 }
 
 impl Directory {

@@ -3,9 +3,8 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::OnceLock;
 
 use tracing_journald::Priority;
@@ -21,6 +20,7 @@ use tracing_subscriber::util::TryInitError;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::observe::log_file::LogFile;
 
 /// The levels in force, once logging was started.
 static LEVELS: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
@@ -46,7 +46,7 @@ pub enum Format {
 /// # Errors
 /// `InvalidRequest` if the filter cannot be read, `Exists` if logging was started before,
 /// `Unsupported` if there must be a journal and there is none.
-pub fn start(filter: &str, format: Format, file: Option<File>) -> Result<()> {
+pub fn start(filter: &str, format: Format, file: Option<LogFile>) -> Result<()> {
     let (filter, handle) = reload::Layer::new(parsed(filter)?);
     let registry = tracing_subscriber::registry().with(filter);
     if let Some(journal) = journal(format, file.is_some())? {
@@ -56,7 +56,7 @@ pub fn start(filter: &str, format: Format, file: Option<File>) -> Result<()> {
     }
     let colours = file.is_none() && io::IsTerminal::is_terminal(&io::stderr());
     let writer = match file {
-        Some(file) => BoxMakeWriter::new(Arc::new(file)),
+        Some(file) => BoxMakeWriter::new(Mutex::new(file)),
         None => BoxMakeWriter::new(io::stderr),
     };
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);

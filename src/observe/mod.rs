@@ -3,7 +3,7 @@
 //! | file | owns |
 //! |---|---|
 //! | [`history`] | what was counted, second by second |
-//! | [`log`] | lines for people and machines |
+//! | [`log`], [`log_file`] | lines for people and machines |
 //! | [`event`] | what happened that an operator should know |
 //! | [`histogram`], [`requests`] | latencies and counts of each volume |
 //! | [`stages`] | where the time of a request goes |
@@ -12,5 +12,6 @@ pub mod event;
 pub mod histogram;
 pub mod history;
 pub mod log;
+pub mod log_file;
 pub mod requests;
 pub mod stages;
