@@ -3,7 +3,7 @@
 # is marked stale and comes back, and the terminal is given back on q, on SIGTERM and when the node was the console's own.
 # What the node recorded is replayed, to its end. Then the same figures without a terminal: text, JSON and CSV.
 source "$(dirname "$0")/lib.sh"
-requires tmux fio jq nbdinfo
+requires tmux fio jq nbdinfo openssl
 requires_weft
 
 # Large enough for every column that the test looks for.
@@ -79,6 +79,24 @@ stop_load() {
     LOAD_PID=
 }
 
+# The API over TCP too, for a console from afar.
+make_remote_api() {
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1 \
+        -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE \
+        -keyout "$WORK/api.key" -out "$WORK/api.pem" 2>/dev/null
+    (umask 077 && openssl rand -hex 32 >"$WORK/token")
+    cat >"$WORK/weft.toml" <<END
+[api]
+listen = ["127.0.0.1:0"]
+certificate = "$WORK/api.pem"
+key = "$WORK/api.key"
+token_file = "$WORK/token"
+END
+    SERVER_ARGUMENTS=(--config "$WORK/weft.toml")
+}
+
+prepare
+make_remote_api
 start_server
 create_volume quiet 1GiB
 start_load
@@ -158,6 +176,19 @@ sees 'healthy +live'
 pkill -HUP -P "$(terminal display-message -p -t console '#{pane_pid}')" weft
 expect_given_back
 sees 'a signal ended the console'
+
+say 'from afar, over TLS, the same console'
+address=$(weft status -o json | jq -r '.listeners[] | select(.protocol == "api" and .transport == "tcp").address')
+keys clear Enter "$WEFT top --api https://$address --token-file $WORK/token --ca $WORK/api.pem" Enter
+sees 'healthy +live'
+keys 2
+sees '^.vol0 +[1-9]'
+kill -STOP "$SERVER_PID"
+sees 'stale [3-9] s'
+kill -CONT "$SERVER_PID"
+sees 'healthy +live'
+keys q
+expect_given_back
 
 say 'what was recorded is played to its end'
 recorded_s() {
