@@ -98,13 +98,16 @@ impl Histogram {
         let mut old = earlier.buckets.iter().peekable();
         let mut buckets = Vec::with_capacity(self.buckets.len());
         for &(bucket, count) in &self.buckets {
-            while old.next_if(|(other, _)| *other < bucket).is_some() {}
             let before = old.next_if(|(other, _)| *other == bucket).map_or(0, |(_, count)| *count);
             match count.checked_sub(before) {
                 None => return self.clone(),
                 Some(0) => {}
                 Some(more) => buckets.push((bucket, more)),
             }
+        }
+        // A bucket that is gone was another process's too.
+        if old.next().is_some() {
+            return self.clone();
         }
         Self { sum_ns: self.sum_ns.wrapping_sub(earlier.sum_ns), buckets }
     }
@@ -173,5 +176,10 @@ mod tests {
         // The node was restarted: its counts are below those read before.
         let restarted = of([5_000]);
         assert_eq!(restarted.since(&of([5_000, 5_000])), restarted);
+        // Or in none of the same places.
+        let (slower, both) = (of([900_000]), of([5_000, 900_000]));
+        assert_eq!(slower.since(&of([5_000])), slower);
+        assert_eq!(both.since(&of([1_000, 5_000])), both);
+        assert_eq!(both.since(&of([5_000, 8_000_000])), both);
     }
 }
