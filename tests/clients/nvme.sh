@@ -36,6 +36,7 @@ open_path() {
 }
 
 cut_path() {
+    # Also if it is stopped.
     [[ -z $RELAY_PID ]] || kill -KILL "$RELAY_PID" 2>/dev/null || true
     RELAY_PID=
 }
@@ -82,6 +83,21 @@ if asked CUT; then
 fi
 if asked MEND; then
     open_path
+fi
+if asked SILENCE; then
+    kill -STOP "$RELAY_PID"
+fi
+silent_hosts() {
+    weft event list -o json | jq '[.[] | select(.kind == "host-silent") | .count] | add // 0'
+}
+if asked SPEECH; then
+    # The controller was let go, and what the host held through it.
+    deadline=$((SECONDS + 30))
+    until (($(silent_hosts) > 0)); do
+        ((SECONDS < deadline)) || fail 'the target did not miss the silent host'
+        sleep 0.5
+    done
+    kill -CONT "$RELAY_PID"
 fi
 if asked 'KILL AND'; then
     kill_server

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The kernel's NVMe/TCP initiator in the lab's guest: discover, connect, identify, xfs, ext4, discard, digests, namespaces
-# that come, grow and go while connected, two paths one of which is cut, the same volume over NBD, a server that is
+# that come, grow and go while connected, two paths one of which is cut and falls silent, the same volume over NBD, a server that is
 # killed and comes back, two hosts that reserve the volume from each other.
 #
 # Runs in the guest, next to attach, detach and config.json. Variables: HOST, PORT and OTHER_PORT (NVMe), NBD_PORT, NQN,
@@ -231,7 +231,7 @@ eventually attached "$UUID"
 device=$(device_of "$UUID")
 
 step 'two paths, one cut under I/O and mended'
-expect connect_by "$OTHER_PORT" --reconnect-delay 1
+expect connect_by "$OTHER_PORT" --reconnect-delay 1 --keep-alive-tmo 3
 live_paths() {
     [ "$(cat /sys/class/nvme/nvme*/state | grep -c '^live$')" = "$1" ]
 }
@@ -251,6 +251,18 @@ eventually live_paths 1
 dd if="$device" bs=64k skip=3000 count=16 iflag=direct status=none >/tmp/over-one
 dd if=/tmp/sample bs=64k count=16 status=none | expect cmp - /tmp/over-one
 echo 'ASK MEND'
+eventually live_paths 2
+
+step 'a path falls silent under I/O: both ends miss their keep-alives, and find each other again'
+dd if=/dev/zero of="$device" bs=64k count=2000 seek=4000 oflag=direct status=none &
+writer=$!
+sleep 0.5
+echo 'ASK SILENCE'
+expect wait "$writer"
+eventually live_paths 1
+dd if="$device" bs=64k skip=3000 count=16 iflag=direct status=none >/tmp/over-one
+dd if=/tmp/sample bs=64k count=16 status=none | expect cmp - /tmp/over-one
+echo 'ASK SPEECH'
 eventually live_paths 2
 for path in /sys/class/nvme/nvme*; do
     if [ "$path" != "/sys/class/nvme/${control#/dev/}" ]; then
