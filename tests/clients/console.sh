@@ -2,6 +2,7 @@
 # The console on a live node under load, in a terminal of tmux: every screen shows what is there, a node that is stopped
 # is marked stale and comes back, and the terminal is given back on q, on SIGTERM and when the node was the console's own.
 # What the node recorded is replayed, to its end. Then the same figures without a terminal: text, JSON and CSV.
+# With PICTURES=docs/console the screens are written there, for docs/console.md.
 source "$(dirname "$0")/lib.sh"
 requires tmux fio jq nbdinfo openssl
 requires_weft
@@ -43,6 +44,13 @@ sees() {
         fi
         sleep 0.2
     done
+}
+
+# Keeps the screen as picture $1, if pictures are wanted, once it has had time to fill.
+picture() {
+    [[ -n ${PICTURES:-} ]] || return 0
+    sleep 3
+    screen | sed "s|$WORK/||g" >"$PICTURES/$1.txt"
 }
 
 # Fails if the screen has such a line.
@@ -108,27 +116,35 @@ sees '1 Pulse 2 Volumes 3 Latency 4 Devices 5 Hosts 6 Events'
 sees 'healthy, can lose 2 more'
 sees 'IOPS +[1-9]'
 sees 'p99 +[0-9.]+ (us|ms)'
+picture pulse
 keys 2
 sees '^.vol0 +[1-9]'
 sees '^.quiet +0 +0'
+picture volumes
 keys Enter
 sees 'Where the time of a read goes'
 keys w
 sees 'journal +[0-9.]+ %'
+picture volume
 keys Escape /qui Enter
 sees "Volumes \(1\) with 'qui'"
 sees_no '^.vol0'
 keys Escape 3
 sees 'Latency of writes, all volumes'
 sees '█'
+picture latency
 keys 4
 sees '^. +5 in service +[0-9]'
+picture devices
 keys 5
 sees 'nbd +unix +vol0'
+picture hosts
 keys 6
 sees 'node-started|serving pod'
+picture events
 keys '?'
 sees 'any key closes this'
+picture help
 keys Escape 4 y
 sees "weft device list --api $DATA/weft.sock"
 keys Escape

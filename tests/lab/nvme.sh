@@ -1,7 +1,7 @@
 #!/bin/sh
 # The kernel's NVMe/TCP initiator in the lab's guest: discover, connect, identify, xfs, ext4, discard, digests, namespaces
-# that come, grow and go while connected, two paths one of which is cut and falls silent, the same volume over NBD, a server that is
-# killed and comes back, two hosts that reserve the volume from each other.
+# that come, grow and go while connected, two paths one of which is cut and falls silent, the same volume over NBD, a
+# server that is killed and comes back, two hosts that reserve the volume from each other.
 #
 # Runs in the guest, next to attach, detach and config.json. Variables: HOST, PORT and OTHER_PORT (NVMe), NBD_PORT, NQN,
 # VOLUME (the volume of 1 GiB with blocks of 512 bytes; everything on it is lost), UUID (its own), HOSTNQN and HOSTID (of
