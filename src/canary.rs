@@ -73,11 +73,21 @@ pub enum Bug {
     EpochNotCompared,
     /// Of two superblocks of one epoch and generation any wins, not the one that more devices hold.
     CopiesNotCounted,
+    /// A scrub does not hold the segment it is in.
+    ScrubUnleased,
+    /// A scrub takes parity strips for intact.
+    ScrubParitySkipped,
+    /// A scrub takes damaged units for intact.
+    ScrubDamageIgnored,
+    /// A scrub takes what it wrote back for healed.
+    ScrubHealUnverified,
+    /// A scrub does not look at superblocks.
+    ScrubSuperblocksSkipped,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 38] = [
         Self::AckedAtSubmit,
         Self::AckedOnTooFew,
         Self::JournalNotDurable,
@@ -111,6 +121,11 @@ impl Bug {
         Self::UnlinkedLeafMissed,
         Self::EpochNotCompared,
         Self::CopiesNotCounted,
+        Self::ScrubUnleased,
+        Self::ScrubParitySkipped,
+        Self::ScrubDamageIgnored,
+        Self::ScrubHealUnverified,
+        Self::ScrubSuperblocksSkipped,
     ];
 }
 

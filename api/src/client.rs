@@ -38,6 +38,7 @@ use crate::Pod;
 use crate::Problem;
 use crate::ResizeVolume;
 use crate::Stats;
+use crate::Task;
 use crate::Volume;
 use crate::VolumeHosts;
 
@@ -237,6 +238,27 @@ impl Client {
         self.request(Method::DELETE, &path, Bytes::new()).await.map(drop)
     }
 
+    /// Starts a scrub of the pod.
+    pub async fn start_scrub(&self) -> Result<Task, ClientError> {
+        decode(&self.request(Method::POST, "/v1/pod/scrub", Bytes::new()).await?)
+    }
+
+    /// Long work, under way and ended, oldest first.
+    pub async fn tasks(&self) -> Result<Vec<Task>, ClientError> {
+        self.get("/v1/tasks").await
+    }
+
+    /// One task.
+    pub async fn task(&self, id: &str) -> Result<Task, ClientError> {
+        self.get(&task_path(id)).await
+    }
+
+    /// Cancels a task, which ends soon after.
+    pub async fn cancel_task(&self, id: &str) -> Result<Task, ClientError> {
+        let path = format!("{}/cancel", task_path(id));
+        decode(&self.request(Method::POST, &path, Bytes::new()).await?)
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         decode(&self.request(Method::GET, path, Bytes::new()).await?)
     }
@@ -312,6 +334,10 @@ async fn in_time<T>(work: impl Future<Output = Result<T, ClientError>>) -> Resul
 
 fn volume_path(name: &str) -> String {
     format!("/v1/volumes/{}", percent_encode(name))
+}
+
+fn task_path(id: &str) -> String {
+    format!("/v1/tasks/{}", percent_encode(id))
 }
 
 /// Writes `text` so that it is one segment of a URI's path, or the value of a key in its query.

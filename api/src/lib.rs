@@ -17,6 +17,10 @@
 //! | `GET /v1/hosts` | | array of [`Host`], in order of NQN |
 //! | `POST /v1/hosts` | [`Host`] | 201 and the [`Host`] |
 //! | `DELETE /v1/hosts/{nqn}` | | 204 |
+//! | `POST /v1/pod/scrub` | | 202, the [`Task`], and where it is as `Location` |
+//! | `GET /v1/tasks` | | array of [`Task`], oldest first; the newest are kept until the node stops |
+//! | `GET /v1/tasks/{id}` | | [`Task`] |
+//! | `POST /v1/tasks/{id}/cancel` | | 202 and the [`Task`], which ends soon |
 //! | `GET /v1/stats` | | [`Stats`] |
 //! | `GET /v1/history?from_ms=A&to_ms=B&step_ms=S` | | array of [`Stats`] recorded between two times, at least so far apart, oldest first, 600 at most |
 //! | `GET /v1/connections` | | array of [`Connection`], in order of id |
@@ -43,6 +47,7 @@ mod endpoint;
 mod event;
 pub mod histogram;
 mod stats;
+mod task;
 
 pub use client::Client;
 pub use client::ClientError;
@@ -64,6 +69,12 @@ pub use stats::Stage;
 pub use stats::StageStats;
 pub use stats::Stats;
 pub use stats::VolumeStats;
+pub use task::Damage;
+pub use task::ScrubStats;
+pub use task::Task;
+pub use task::TaskKind;
+pub use task::TaskState;
+pub use task::TaskUnit;
 
 /// A node, for a first look.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

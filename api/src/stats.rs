@@ -9,6 +9,8 @@ use serde::Serialize;
 use crate::Device;
 use crate::Histogram;
 use crate::Pod;
+use crate::ScrubStats;
+use crate::Task;
 
 /// Everything a node counts, at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +28,12 @@ pub struct Stats {
     pub volumes: Vec<VolumeStats>,
     /// Each protocol served.
     pub front_ends: Vec<FrontEndStats>,
+    /// Long work under way, in order of start.
+    #[serde(default)]
+    pub tasks: Vec<Task>,
+    /// What scrubs found.
+    #[serde(default)]
+    pub scrub: ScrubStats,
 }
 
 /// A device and its latencies.
@@ -165,6 +173,8 @@ macro_rules! names {
         }
     };
 }
+
+pub(crate) use names;
 
 names! {
     /// A protocol that hosts speak.

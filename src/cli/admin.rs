@@ -35,6 +35,7 @@ use super::output::facts;
 use super::output::print;
 use super::output::say;
 use super::output::show;
+use super::task;
 use super::top;
 use super::watch;
 use crate::node::openapi_document;
@@ -52,6 +53,8 @@ pub(super) fn run(command: Command, place: Place) -> Result<(), Failure> {
             let pod = ask(node?, async |client| client.pod().await)?;
             show(&output, &pod, pod_text)
         }
+        Command::Pod(PodCommand::Scrub { wait, output }) => task::scrub(wait, &output, node?),
+        Command::Task(command) => task::task(command, node?),
         Command::Device(DeviceCommand::List(output)) => {
             let devices = ask(node?, async |client| client.devices().await)?;
             show(&output, &devices, |devices| device_table(devices))
@@ -353,7 +356,7 @@ fn access(volume: &Volume) -> &'static str {
 }
 
 /// `3 d 4 h 5 min 6 s`, without leading zeroes.
-fn format_duration(seconds: u64) -> String {
+pub(super) fn format_duration(seconds: u64) -> String {
     let parts = [(seconds / 86400, "d"), (seconds / 3600 % 24, "h"), (seconds / 60 % 60, "min")];
     let mut text = String::new();
     for (count, unit) in parts {

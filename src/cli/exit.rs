@@ -24,7 +24,7 @@ pub(super) const FAILED: Code = Code(1);
 pub(super) const USAGE: Code = Code(2);
 /// No node answers.
 pub(super) const UNREACHABLE: Code = Code(3);
-/// No such volume.
+/// No such volume or task.
 pub(super) const NOT_FOUND: Code = Code(4);
 /// The name is taken; or directory or address are in use.
 pub(super) const CONFLICT: Code = Code(5);

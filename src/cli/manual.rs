@@ -32,7 +32,7 @@ const EXIT_STATUS: &[(&str, &str)] = &[
     ("1", "failed"),
     ("2", "wrong arguments, configuration or request"),
     ("3", "no node answers"),
-    ("4", "no such volume"),
+    ("4", "no such volume or task"),
     ("5", "conflict (name taken, directory or address in use by another process)"),
 ];
 
@@ -68,6 +68,11 @@ const EXAMPLES: &[(&str, &str, &str)] = &[
     ("weft", "", "weft export show db"),
     ("weft status", "Ask the node that runs on a directory", "weft status --data /srv/weft"),
     ("weft pod show", "Space, health and redundancy", "weft pod show"),
+    ("weft pod scrub", "Each month, from cron: find and heal damage", "weft pod scrub --wait"),
+    ("weft task list", "What is under way, and how it went", "weft task list"),
+    ("weft task show", "One task, for a script", "weft task show 7-1 -o json"),
+    ("weft task wait", "Wait for a rebuild or a scrub", "weft task wait 7-1"),
+    ("weft task cancel", "End a scrub", "weft task cancel 7-1"),
     ("weft device list", "States and counters, for a script", "weft device list -o json"),
     ("weft volume create", "A thin volume", "weft volume create db --size 100GiB"),
     ("weft volume list", "All volumes, as YAML", "weft volume list -o yaml"),

@@ -30,6 +30,7 @@ mod export;
 mod manual;
 mod output;
 mod serve;
+mod task;
 mod top;
 mod watch;
 
@@ -37,7 +38,7 @@ use exit::Failure;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong arguments, configuration or request, 3 no node answers,
-4 no such volume, 5 conflict (name taken, directory or address in use by another process)";
+4 no such volume or task, 5 conflict (name taken, directory or address in use by another process)";
 
 /// Serves erasure-coded, compressed volumes over NBD and NVMe/TCP.
 ///
@@ -193,6 +194,9 @@ enum Command {
     /// The pod's devices
     #[command(subcommand, after_help = EXIT_CODES)]
     Device(DeviceCommand),
+    /// Long work: rebuilds, which a node starts by itself, and scrubs
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Task(TaskCommand),
     /// Volumes; each is an NBD export of its name and an NVMe namespace of its number
     #[command(subcommand, after_help = EXIT_CODES)]
     Volume(VolumeCommand),
@@ -272,6 +276,48 @@ enum Format {
 enum PodCommand {
     /// Show the pod
     Show(OutputArguments),
+    /// Read everything that is stored, parity too, and heal what is damaged, while hosts go on
+    ///
+    /// At most scrub.rate, and slower while hosts use the pod. Damage is found elsewhere only where
+    /// data is read, so scrub now and then: once a month is usual.
+    Scrub {
+        /// Wait for its end, and show how far it is. Ends in 1 if damage could not be healed.
+        /// Ctrl-C ends the waiting, not the scrub
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum TaskCommand {
+    /// List tasks, oldest first: those under way, and the last 20 that ended since the node started
+    List(OutputArguments),
+    /// Show one task
+    Show {
+        /// Its id
+        id: String,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+    /// Wait for the end of a task, and show how far it is
+    ///
+    /// Ends in 1 if the task failed, was cancelled, or left damage. Ctrl-C ends the waiting, not the
+    /// task.
+    Wait {
+        /// Its id
+        id: String,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+    /// Cancel a task. A rebuild cannot be cancelled
+    Cancel {
+        /// Its id
+        id: String,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use super::Engine;
 use super::layer::Layer;
 use super::map::Load;
+use super::reclaim::Rebuild;
 use super::record::BufferedRecord;
 use crate::canary::Bug;
 use crate::canary::planted;
@@ -90,8 +91,8 @@ pub(super) struct Mapper {
     pub(super) exhausted: bool,
     /// Devices for which every segment was found to have all the strips it can have.
     pub(super) settled_on: Option<Vec<bool>>,
-    /// Segments moved for redundancy's sake since then.
-    pub(super) evacuated: u64,
+    /// Moving segments for redundancy's sake, from the first to the last.
+    pub(super) rebuild: Option<Rebuild>,
     /// The last turn moved a segment to get its redundancy back: there may be more.
     evacuating: bool,
     /// Live bytes when it did: with fewer it is worth another try.
@@ -122,7 +123,7 @@ impl Mapper {
             checkpoint,
             exhausted: false,
             settled_on: None,
-            evacuated: 0,
+            rebuild: None,
             evacuating: false,
             exhausted_at_bytes: 0,
             fruitless: 0,

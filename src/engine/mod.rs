@@ -9,6 +9,7 @@
 //! | `mapper` | the one task that fills segments and changes maps |
 //! | `checkpoint`, `recovery`, [`open`] | what a crash leaves and how it is opened again |
 //! | `reclaim`, [`space`] | getting space back, and promising it |
+//! | `scrub` | looking for damage in what nobody reads |
 //! | [`catalog`] | names and settings |
 //! | [`range_lock`] | order of overlapping requests |
 //!
@@ -40,6 +41,7 @@ use crate::format::location::Location;
 use crate::format::node::MAP_LEVELS;
 use crate::format::record::RecordKind;
 use crate::format::table::Place;
+use crate::observe::task::Tasks;
 use crate::pool::Pool;
 use crate::units::BranchId;
 use crate::units::LayerId;
@@ -60,6 +62,7 @@ pub mod read;
 mod reclaim;
 pub mod record;
 mod recovery;
+mod scrub;
 pub mod space;
 pub mod write;
 
@@ -72,6 +75,7 @@ use layer::Layer;
 use mapper::BufferQueue;
 use record::BufferedRecord;
 use record::header_of;
+use scrub::ScrubControl;
 use space::Levels;
 use space::Space;
 
@@ -104,6 +108,8 @@ pub struct Engine {
     pub space: Arc<Space>,
     /// This run of the pod.
     pub epoch: u64,
+    /// Long work, under way and ended.
+    pub tasks: Arc<Tasks>,
     journal: Journal,
     buffer: Mutex<BufferQueue>,
     catalog: Mutex<Catalog>,
@@ -123,6 +129,7 @@ pub struct Engine {
     dirty_nodes_max: usize,
     reserve_segments: u64,
     checkpoints: AtomicU64,
+    scrub: ScrubControl,
 }
 
 /// Figures for status.
@@ -360,11 +367,12 @@ impl Engine {
         }
     }
 
-    /// Refuses new entries, waits for those under way, drains the buffer and writes a checkpoint.
+    /// Ends a scrub, refuses new entries, waits for those under way, drains the buffer and writes a checkpoint.
     ///
     /// # Errors
     /// The last checkpoint's. Nothing acknowledged is lost: the next start replays the journal.
     pub async fn close(&self) -> Result<()> {
+        self.stop_scrub().await;
         self.journal.close();
         self.space.changed.notify_waiters();
         while !self.journal.is_drained() {

@@ -34,6 +34,7 @@ use super::read::decode_payload;
 use super::record::BufferedRecord;
 use super::recovery;
 use super::recovery::ReplayRecord;
+use super::scrub::ScrubControl;
 use super::space::Space;
 use crate::cache::ChunkCache;
 use crate::canary::Bug;
@@ -59,6 +60,7 @@ use crate::format::table::SegmentEntry;
 use crate::format::table::decode_page;
 use crate::format::unit::UNIT_BYTES;
 use crate::observe::event;
+use crate::observe::task::Tasks;
 use crate::pool::Geometry;
 use crate::pool::Pool;
 use crate::pool::member::IO_TIMEOUT;
@@ -243,6 +245,8 @@ impl Engine {
             dirty_nodes_max: crate::units::bytes_usize(dirty_nodes_max),
             reserve_segments: RESERVE_SEGMENTS + reserve_row_segments + dirty_segments,
             checkpoints: AtomicU64::new(0),
+            scrub: ScrubControl::default(),
+            tasks: Tasks::new(Arc::clone(&env), epoch),
             env,
             pool,
         }

@@ -27,6 +27,7 @@ use crate::format::record::decode_record;
 use crate::format::unit::UNIT_BYTES;
 use crate::format::unit::UNIT_HEADER_BYTES;
 use crate::observe::event;
+use crate::observe::task::RunningTask;
 use crate::units::BLOCK_BYTES;
 use crate::units::LayerId;
 use crate::units::Lba;
@@ -35,6 +36,9 @@ use crate::units::bytes_u64;
 use crate::units::bytes_usize;
 
 use bytes::Bytes;
+use weft_api::TaskKind;
+use weft_api::TaskState;
+use weft_api::TaskUnit;
 
 /// A victim must be this empty at least: incompressible records fill a segment to 89 %, so copying
 /// fuller ones would free nothing, for ever.
@@ -50,6 +54,25 @@ const VICTIM_ROWS_MAX: u64 = 256;
 const FRUITLESS_MAX: u32 = 8;
 /// Copies written together.
 const COPY_BYTES: u64 = 2 << 20;
+
+/// Putting redundancy back, as long as there is any to put back.
+pub(super) struct Rebuild {
+    /// How it is shown.
+    task: Option<RunningTask>,
+    /// Segments to move, those moved included.
+    total: u64,
+    /// Of them, moved, or emptied by others.
+    done: u64,
+}
+
+/// Segments that could have more strips in service than they have.
+struct Weak {
+    /// The oldest.
+    segment: SegmentId,
+    metadata: bool,
+    /// How many there are.
+    count: u64,
+}
 
 /// A live record on its way to another segment.
 struct Copy {
@@ -119,48 +142,86 @@ impl Mapper {
         if self.settled_on.as_ref() == Some(&usable) {
             return Ok(false);
         }
-        let Some((weak, metadata)) = self.weak_segment(&usable) else {
+        let Some(weak) = self.weak_segments(&usable) else {
             self.settled_on = Some(usable);
-            self.tell_evacuated();
+            self.tell_rebuilt();
             return Ok(false);
         };
+        self.note_rebuild(weak.count);
         let free = self.engine.pool.table.lock().free_segments(&usable);
         if free < self.engine.reserve_segments + 2 {
+            self.say_of_rebuild("waits for free segments: trim or delete something");
             return Ok(false);
         }
-        tracing::debug!(segment = weak.0, metadata, "moving a segment to get its redundancy back");
+        let Weak { segment, metadata, .. } = weak;
+        tracing::debug!(
+            segment = segment.0,
+            metadata,
+            "moving a segment to get its redundancy back"
+        );
         if metadata {
             self.changed = true;
             self.write_checkpoint().await?;
         } else {
-            self.empty_segments(&[weak]).await?;
+            self.empty_segments(&[segment]).await?;
         }
-        self.evacuated += 1;
+        self.say_of_rebuild("");
         Ok(true)
     }
 
-    /// Nothing is left to move for redundancy's sake.
-    fn tell_evacuated(&mut self) {
-        if std::mem::take(&mut self.evacuated) == 0 {
-            return;
+    /// Shows as a task what is left to move. What came in meanwhile, as by the loss of another
+    /// device, makes it longer.
+    fn note_rebuild(&mut self, left: u64) {
+        let tasks = &self.engine.tasks;
+        let rebuild = self.rebuild.get_or_insert_with(|| Rebuild {
+            // Nobody else starts one, and this one ends before the next begins.
+            task: tasks.start(TaskKind::Rebuild, TaskUnit::Segments, left).ok(),
+            total: left,
+            done: 0,
+        });
+        rebuild.total = rebuild.total.max(rebuild.done + left);
+        rebuild.done = rebuild.total - left;
+        if let Some(task) = &rebuild.task {
+            task.progress(rebuild.done, rebuild.total);
         }
+    }
+
+    fn say_of_rebuild(&self, message: &str) {
+        if let Some(task) = self.rebuild.as_ref().and_then(|rebuild| rebuild.task.as_ref()) {
+            task.say(message);
+        }
+    }
+
+    /// Nothing is left to move for redundancy's sake.
+    fn tell_rebuilt(&mut self) {
+        let Some(rebuild) = self.rebuild.take() else { return };
         let message = match self.engine.pool.redundancy().degraded {
             0 => "every segment is whole again".to_owned(),
             degraded => format!("{degraded} segments wait for devices to be replaced"),
         };
-        event::raise(event::REBUILD_DONE, "pod", message);
+        event::raise(event::REBUILD_DONE, "pod", &message);
+        if let Some(task) = rebuild.task {
+            task.progress(rebuild.total, rebuild.total);
+            task.finish(TaskState::Done, &message);
+        }
     }
 
-    fn weak_segment(&self, usable: &[bool]) -> Option<(SegmentId, bool)> {
+    /// The segments with fewer strips in service than they could have; `None` if there are none.
+    fn weak_segments(&self, usable: &[bool]) -> Option<Weak> {
         let count = usable.iter().filter(|usable| **usable).count();
         let wanted = count.min(self.engine.pool.geometry.strips());
         let table = self.engine.pool.table.lock();
-        table
+        let weak = table
             .iter()
             .filter(|segment| !segment.open && segment.entry.live_blocks > 0)
             .filter(|segment| segment.strips_in_service(usable) < wanted)
-            .map(|segment| (segment.entry.id, segment.entry.metadata))
-            .min()
+            .map(|segment| (segment.entry.id, segment.entry.metadata));
+        let (mut oldest, mut count) = (None, 0);
+        for one in weak {
+            oldest = Some(oldest.map_or(one, |oldest: (SegmentId, bool)| oldest.min(one)));
+            count += 1;
+        }
+        oldest.map(|(segment, metadata)| Weak { segment, metadata, count })
     }
 
     /// The closed data segments with the least live bytes: one at least, if there is any.

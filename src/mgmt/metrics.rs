@@ -29,6 +29,7 @@ const DEVICE: &[&str] = &["pod", "device", "name"];
 const VOLUME: &[&str] = &["pod", "volume"];
 const REQUEST: &[&str] = &["pod", "volume", "front_end", "operation"];
 const STAGE: &[&str] = &["pod", "volume", "front_end", "operation", "stage"];
+const TASK: &[&str] = &["pod", "kind", "unit"];
 const FRONT_END: &[&str] = &["front_end"];
 
 macro_rules! metrics {
@@ -91,6 +92,25 @@ metrics! {
     "weft_pod_checkpoints_total", "counter", POD, "Checkpoints",
         |out, stats| pod(out, stats, |pod| pod.checkpoints);
 
+    "weft_task_done", "gauge", TASK,
+        "Of a task under way, done; there is no series while none of the kind runs",
+        |out, stats| tasks(out, stats, |task| task.done);
+    "weft_task_total", "gauge", TASK, "All there is to do",
+        |out, stats| tasks(out, stats, |task| task.total);
+    "weft_scrub_units_verified_total", "counter", POD,
+        "Units, pieces of 64 KiB, that scrubs read and found as they were written",
+        |out, stats| out.value(&[&stats.pod.uuid], stats.scrub.damage.verified);
+    "weft_scrub_units_damaged_total", "counter", POD, "Units and superblocks that scrubs found damaged",
+        |out, stats| out.value(&[&stats.pod.uuid], stats.scrub.damage.found);
+    "weft_scrub_units_healed_total", "counter", POD,
+        "Of them, written back and read again as they should be",
+        |out, stats| out.value(&[&stats.pod.uuid], stats.scrub.damage.healed);
+    "weft_scrub_units_left_total", "counter", POD, "Of them, that could not be healed",
+        |out, stats| out.value(&[&stats.pod.uuid], stats.scrub.damage.left);
+    "weft_scrub_done_timestamp_seconds", "gauge", POD,
+        "When the last scrub was done; 0 if none was since the node started",
+        |out, stats| out.value(&[&stats.pod.uuid], stats.scrub.done_unix_ms.unwrap_or(0) / 1000);
+
     "weft_device_in_service", "gauge", DEVICE, "1 if the device takes reads and writes",
         |out, stats| devices(out, stats, |of| u64::from(of.device.state == "in service"));
     "weft_device_size_bytes", "gauge", DEVICE, "Length of the device",
@@ -146,6 +166,12 @@ fn front_ends(out: &mut Samples<'_>, stats: &Stats, value: fn(&weft_api::FrontEn
 
 fn pod(out: &mut Samples<'_>, stats: &Stats, value: fn(&weft_api::Pod) -> u64) {
     out.value(&[&stats.pod.uuid], value(&stats.pod));
+}
+
+fn tasks(out: &mut Samples<'_>, stats: &Stats, value: fn(&weft_api::Task) -> u64) {
+    for task in &stats.tasks {
+        out.value(&[&stats.pod.uuid, task.kind.name(), task.unit.name()], value(task));
+    }
 }
 
 fn devices(out: &mut Samples<'_>, stats: &Stats, value: fn(&weft_api::DeviceStats) -> u64) {

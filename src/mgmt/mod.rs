@@ -37,6 +37,7 @@ use weft_api::Host;
 use weft_api::LogLevel;
 use weft_api::ResizeVolume;
 use weft_api::Stats;
+use weft_api::Task;
 use weft_api::VolumeHosts;
 
 use crate::env::EnvRef;
@@ -91,6 +92,8 @@ pub struct NodeFacts {
     pub data_dir: PathBuf,
     /// The machine's clock.
     pub env: EnvRef,
+    /// Bytes a second that a scrub reads at most.
+    pub scrub_rate: u64,
     /// What was counted before; `None` if it is not recorded.
     pub history: Option<Arc<History>>,
     /// When it began to serve.
@@ -161,6 +164,8 @@ impl Management {
                 .collect(),
             volumes: pod.volume_stats(),
             front_ends: (self.node.front_ends)(),
+            tasks: pod.tasks().running(),
+            scrub: pod.tasks().scrub_stats(),
         }
     }
 
@@ -232,6 +237,14 @@ impl Management {
         self.pod.call(remove).await?
     }
 
+    async fn start_scrub(&self) -> Result<Task> {
+        let rate = self.node.scrub_rate;
+        let start = move |pod: Arc<Pod>| -> LocalBoxFuture<Result<Task>> {
+            Box::pin(async move { pod.start_scrub(rate) })
+        };
+        self.pod.call(start).await?
+    }
+
     async fn delete(&self, name: String) -> Result<()> {
         let _change = self.changes.lock().await;
         self.find(&name)?;
@@ -291,6 +304,10 @@ fn routes() -> OpenApiRouter<Arc<Management>> {
         .routes(routes!(clear_reservations))
         .routes(routes!(list_hosts, add_host))
         .routes(routes!(remove_host))
+        .routes(routes!(start_scrub))
+        .routes(routes!(list_tasks))
+        .routes(routes!(show_task))
+        .routes(routes!(cancel_task))
         .routes(routes!(show_stats))
         .routes(routes!(show_history))
         .routes(routes!(list_connections))
@@ -636,6 +653,65 @@ async fn remove_host(
     management.remove_host(nqn.clone()).await?;
     event::raise(event::HOST_REMOVED, &nqn, "it is served no volume by name any more");
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Starts a scrub: everything that is stored is read and verified, and what is damaged is healed.
+///
+/// One at a time; a second is refused, and told which is under way.
+#[utoipa::path(
+    post,
+    path = "/v1/pod/scrub",
+    responses(
+        (
+            status = 202,
+            body = Task,
+            description = "Started",
+            headers(("Location" = String, description = "Where the task is to be found"))
+        )
+    )
+)]
+async fn start_scrub(State(management): Shared) -> Result<Response, Refusal> {
+    let task = management.start_scrub().await?;
+    let location = [(header::LOCATION, format!("/v1/tasks/{}", task.id))];
+    Ok((StatusCode::ACCEPTED, location, axum::Json(task)).into_response())
+}
+
+/// Long work, under way and ended.
+#[utoipa::path(
+    get,
+    path = "/v1/tasks",
+    responses(
+        (status = 200, body = Vec<Task>, description = "Oldest first; the newest 20 that ended")
+    )
+)]
+async fn list_tasks(State(management): Shared) -> Response {
+    axum::Json(management.pod.pod().tasks().list()).into_response()
+}
+
+/// One task.
+#[utoipa::path(
+    get,
+    path = "/v1/tasks/{id}",
+    params(("id" = String, Path, description = "The task's id")),
+    responses((status = 200, body = Task, description = "The task"))
+)]
+async fn show_task(State(management): Shared, Path(id): Path<String>) -> Result<Response, Refusal> {
+    Ok(axum::Json(management.pod.pod().tasks().find(&id)?).into_response())
+}
+
+/// Cancels a task. A rebuild cannot be cancelled.
+#[utoipa::path(
+    post,
+    path = "/v1/tasks/{id}/cancel",
+    params(("id" = String, Path, description = "The task's id")),
+    responses((status = 202, body = Task, description = "It ends soon"))
+)]
+async fn cancel_task(
+    State(management): Shared,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
+    let task = management.pod.pod().tasks().cancel(&id)?;
+    Ok((StatusCode::ACCEPTED, axum::Json(task)).into_response())
 }
 
 /// A JSON body whose refusal is a problem like any other.

@@ -61,6 +61,8 @@ pub struct Config {
     pub api_tcp: Option<ApiTcpConfig>,
     /// TCP addresses at which Prometheus finds metrics.
     pub metrics_listen: Vec<SocketAddr>,
+    /// Bytes a second that a scrub reads at most.
+    pub scrub_rate: u64,
     /// Disk space for recorded counts, in bytes; 0: none are recorded.
     pub history_bytes: u64,
     /// How to log.

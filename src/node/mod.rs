@@ -173,6 +173,7 @@ impl Node {
         let history = open_history(&directory, config.history_bytes);
         let mut facts = node_facts(&directory, &targets, &data_plane, &listeners);
         facts.history = history.clone();
+        facts.scrub_rate = config.scrub_rate;
         let management = Management::new(engine.pod.clone(), facts);
         let api = ApiServer::start(&management, api, &mut listeners, guard)?;
         let recorded = Arc::clone(&management);
@@ -458,6 +459,7 @@ fn node_facts(
         started: Instant::now(),
         data_plane_threads: data_plane.thread_count(),
         env: TokioEnv::new(),
+        scrub_rate: 0,
         history: None,
         front_ends: Box::new(move || front_ends(&counting)),
         connections: Box::new(move || {

@@ -58,9 +58,17 @@ kinds! {
     /// Damaged bytes were rebuilt and written back.
     DAMAGE_HEALED = "damage-healed", Info, "";
     /// Damaged bytes could not be written back.
-    DAMAGE_LEFT = "damage-left", Warning, "look at the other devices: too few of them can be read";
+    DAMAGE_LEFT = "damage-left", Warning,
+        "see the reason: too few other devices can be read, or this one does not keep what it is given and is to be replaced";
     /// Redundancy was put back as far as the devices in service allow.
     REBUILD_DONE = "rebuild-done", Info, "";
+    /// A scrub read everything, and nothing is damaged any more.
+    SCRUB_DONE = "scrub-done", Info, "";
+    /// A scrub read everything, and could not heal all that was damaged.
+    SCRUB_LEFT_DAMAGE = "scrub-left-damage", Warning,
+        "the events damage-left before it say where: replace the device, or scrub again when more devices are in service";
+    /// A scrub ended early because someone said so.
+    SCRUB_CANCELLED = "scrub-cancelled", Info, "";
     /// Writes cannot be made durable any more.
     POD_READ_ONLY = "pod-read-only", Error,
         "mend the devices and start the node again: nothing acknowledged is lost";

@@ -7,6 +7,7 @@
 //! | [`event`] | what happened that an operator should know |
 //! | [`histogram`], [`requests`] | latencies and counts of each volume |
 //! | [`stages`] | where the time of a request goes |
+//! | [`task`] | long work: how far it is |
 
 pub mod event;
 pub mod histogram;
@@ -15,3 +16,4 @@ pub mod log;
 pub mod log_file;
 pub mod requests;
 pub mod stages;
+pub mod task;

@@ -35,6 +35,7 @@ pub mod member;
 pub mod read;
 pub mod rebuild;
 pub mod row;
+pub mod scrub;
 pub mod superblock;
 pub mod table;
 

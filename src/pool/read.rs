@@ -56,11 +56,23 @@ pub struct Lease<'a> {
     pub segment: SegmentId,
     /// Where its strips are.
     pub places: Vec<Option<Place>>,
+    held: bool,
+}
+
+impl Lease<'_> {
+    /// A planted bug: the segment is held no longer, but its places are used.
+    pub(super) fn let_go(&mut self) {
+        if std::mem::take(&mut self.held) {
+            self.pool.table.lock().release(self.segment);
+        }
+    }
 }
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        self.pool.table.lock().release(self.segment);
+        if self.held {
+            self.pool.table.lock().release(self.segment);
+        }
     }
 }
 
@@ -95,7 +107,13 @@ impl Pool {
     /// Holds `segment`; `None` if the table does not know it.
     pub fn lease(&self, segment: SegmentId) -> Option<Lease<'_>> {
         let places = self.table.lock().lease(segment)?;
-        Some(Lease { pool: self, segment, places })
+        Some(Lease { pool: self, segment, places, held: true })
+    }
+
+    /// How often records were asked for, by hosts and by the mapper.
+    #[must_use]
+    pub fn reads(&self) -> u64 {
+        self.hedges.reads.load(Ordering::Relaxed)
     }
 
     /// Byte offset of a place on its device.

@@ -23,6 +23,18 @@ use crate::format::unit::UnitHeader;
 use crate::units::bytes_u64;
 use crate::units::bytes_usize;
 
+/// What reading a whole unit found.
+pub(super) enum UnitRead {
+    /// The unit, as it was written.
+    Intact(AlignedBuf, UnitHeader),
+    /// Bytes that are not the unit.
+    Damaged,
+    /// The device is in service and failed the read.
+    Unreadable,
+    /// The strip is absent, or its device out of service.
+    Away,
+}
+
 impl Pool {
     /// Rebuilds a record whose strip could not be read or was damaged.
     pub(super) async fn rebuild_record<T>(
@@ -135,13 +147,26 @@ impl Pool {
         strip: usize,
         row: u64,
     ) -> Option<(AlignedBuf, UnitHeader)> {
-        let (member, offset) = self.strip_member(lease, strip)?;
-        let unit = member.read(offset + row * UNIT_BYTES as u64, UNIT_BYTES).await.ok()?;
+        match self.look_at_unit(lease, strip, row).await {
+            UnitRead::Intact(unit, header) => Some((unit, header)),
+            UnitRead::Damaged | UnitRead::Unreadable | UnitRead::Away => None,
+        }
+    }
+
+    /// Reads a unit and says what is there.
+    pub(super) async fn look_at_unit(&self, lease: &Lease<'_>, strip: usize, row: u64) -> UnitRead {
+        let Some((member, offset)) = self.strip_member(lease, strip) else {
+            return UnitRead::Away;
+        };
+        let read = member.read(offset + row * UNIT_BYTES as u64, UNIT_BYTES).await;
+        let Ok(unit) = read else {
+            return if member.in_service() { UnitRead::Unreadable } else { UnitRead::Away };
+        };
         match UnitHeader::decode(&unit, self.geometry.pod, lease.segment, strip, row) {
-            Ok(header) => Some((unit, header)),
+            Ok(header) => UnitRead::Intact(unit, header),
             Err(_) => {
                 Counters::add(&member.counters.checksum_errors);
-                None
+                UnitRead::Damaged
             }
         }
     }

@@ -67,6 +67,11 @@ impl Pool {
         self.head.lock().await.clone()
     }
 
+    /// The same, and nothing is committed as long as it is held.
+    pub(super) async fn head_locked(&self) -> tokio::sync::MutexGuard<'_, Superblock> {
+        self.head.lock().await
+    }
+
     /// Applies `change` to the superblock and commits it as the next generation.
     ///
     /// # Durability

@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 use uuid::Uuid;
 use weft_api::Histogram;
+use weft_api::Task;
 use weft_api::VolumeStats;
 
 use super::Volume;
@@ -32,8 +33,10 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::format::node::MAP_BLOCKS_MAX;
+use crate::observe::task::Tasks;
 use crate::pool::member::Health;
 use crate::pool::member::Member;
+use crate::pool::scrub::UnitPlace;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::LayerId;
 use crate::units::format_size;
@@ -513,6 +516,27 @@ impl Pod {
             checkpoints: engine.checkpoints,
             devices: pool.members.iter().map(|member| device_status(member)).collect(),
         }
+    }
+
+    /// Long work, under way and ended.
+    #[must_use]
+    pub fn tasks(&self) -> &Tasks {
+        &self.engine.tasks
+    }
+
+    /// Starts a scrub, which reads everything that is stored, at most `rate` bytes a second, and
+    /// heals what is damaged; it goes on in the background. Must be called on the pod's thread.
+    ///
+    /// # Errors
+    /// `Busy` if one is under way, `ShuttingDown`.
+    pub fn start_scrub(&self, rate: u64) -> Result<Task> {
+        self.engine.start_scrub(rate)
+    }
+
+    /// Every unit that a scrub started now would read, for a look at the devices from outside.
+    #[must_use]
+    pub fn live_units(&self) -> Vec<UnitPlace> {
+        self.engine.pool.live_units()
     }
 
     /// Takes a device out of service, as when its file was deleted.

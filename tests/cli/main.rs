@@ -13,6 +13,7 @@ mod remote;
 mod start;
 mod stop;
 mod support;
+mod task;
 mod tls;
 mod volumes;
 mod watch;

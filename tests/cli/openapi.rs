@@ -73,7 +73,7 @@ fn the_served_document_is_the_printed_one_and_every_path_answers() {
         let line = format!(
             "{} {}",
             method.to_uppercase(),
-            path.replace("{name}", "nope").replace("{nqn}", "nqn.nope")
+            path.replace("{name}", "nope").replace("{nqn}", "nqn.nope").replace("{id}", "nope")
         );
         let answer = request(&node, &line, "");
         let missing = answer.0.starts_with("HTTP/1.1 404") && !path.contains('{');
@@ -113,6 +113,11 @@ fn answers_are_as_described() {
     ask("delete", "/v1/volumes/{name}/reservations", "/v1/volumes/db/reservations", "");
     ask("put", "/v1/log", "/v1/log", &json!({ "level": "info" }).to_string());
 
+    ask("post", "/v1/pod/scrub", "/v1/pod/scrub", "");
+    let tasks: Value = serde_json::from_str(&request(&node, "GET /v1/tasks", "").1).expect("JSON");
+    let id = tasks[0]["id"].as_str().expect("an id");
+    ask("get", "/v1/tasks/{id}", &format!("/v1/tasks/{id}"), "");
+
     // Something to count and someone connected.
     let socket = node.data.join("nbd.sock");
     let mut stream = std::os::unix::net::UnixStream::connect(socket).expect("listens");
@@ -125,6 +130,7 @@ fn answers_are_as_described() {
         "/v1/devices",
         "/v1/volumes",
         "/v1/hosts",
+        "/v1/tasks",
         "/v1/stats",
         "/v1/history",
         "/v1/connections",

@@ -156,6 +156,7 @@ fn strangers_and_plain_text_are_refused_and_hold_up_nobody() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a real node, whose patience takes a real clock")]
 fn who_says_nothing_or_half_a_request_is_sent_away_in_time() {
     let scratch = Scratch::new();
     let node = Node::start(&scratch, &config(&scratch));

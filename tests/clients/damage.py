@@ -4,6 +4,7 @@
 usage: damage.py DIR PORT SCENARIO SEED
 
 Scenarios: rot (random bytes over two device files between a stop and a start), rot-after-kill (the same after SIGKILL),
+scrub (the same while the pod is open: a scrub heals all of it, then two other devices are lost),
 lose-stopped:HOW and lose-running:HOW, where HOW is remove, truncate, zero or garbage. Exit status 1 with what was found.
 DIR must be fresh: damage of two devices is the most a pod must bear.
 """
@@ -58,6 +59,9 @@ def rot(path, chance):
             length = chance.choice((1, 16, 512, PAGE))
             file.seek(page + chance.randrange(PAGE - length + 1))
             file.write(chance.randbytes(length))
+        # Now, not when the kernel finds the time: by then the pod may have put other bytes there.
+        file.flush()
+        os.fsync(file.fileno())
     return len(chosen)
 
 
@@ -142,6 +146,43 @@ def scenario_rot(server, load, chance, how):
     load.check(server.tcp)
 
 
+def scrub(directory, *command):
+    """What a scrub or the wait for one ended in; damage that could not be healed is wrong."""
+    task = ask(directory, *command)
+    if task is None or task["state"] != "done" or task["damage"]["left"] > 0:
+        raise Wrong(f"a scrub did not heal everything: {task}")
+    return task["damage"]
+
+
+def scenario_scrub(server, load, chance):
+    load_for(load, server, LOAD_S)
+    # Into segments, and out of RAM.
+    server.stop()
+    server.start()
+    victims = sorted(chance.sample(range(DEVICES), DEVICES_LOST))
+    pages = [rot(device(server.directory, index), chance) for index in victims]
+    damage = scrub(server.directory, "pod", "scrub", "--wait")
+    print(f"rot in {pages} pages of devices {victims}; a scrub found {damage}", flush=True)
+    if damage["found"] == 0:
+        raise Wrong("a scrub found no damage")
+    damage = scrub(server.directory, "pod", "scrub", "--wait")
+    if damage["found"] > 0:
+        raise Wrong(f"a scrub left damage that the next one found: {damage}")
+    # Another one while hosts read and write.
+    task = ask(server.directory, "pod", "scrub")
+    load_for(load, server, LOAD_S)
+    damage = scrub(server.directory, "task", "wait", task["id"])
+    if damage["found"] > 0:
+        raise Wrong(f"a scrub under load found damage where there is none: {damage}")
+    load.check(server.unix)
+    server.stop()
+    others = sorted(chance.sample([index for index in range(DEVICES) if index not in victims], DEVICES_LOST))
+    for index in others:
+        lose(device(server.directory, index), "remove", chance)
+    print(f"lost the other devices {others}", flush=True)
+    after_loss(server, load, others)
+
+
 def scenario_lose_stopped(server, load, chance, how):
     load_for(load, server, LOAD_S)
     server.stop(chance.choice((signal.SIGTERM, signal.SIGKILL)))
@@ -202,6 +243,7 @@ def after_loss(server, load, victims):
 SCENARIOS = {
     "rot": lambda *run: scenario_rot(*run, signal.SIGTERM),
     "rot-after-kill": lambda *run: scenario_rot(*run, signal.SIGKILL),
+    "scrub": scenario_scrub,
 }
 for way in ("remove", "truncate", "zero", "garbage"):
     SCENARIOS[f"lose-stopped:{way}"] = lambda *run, way=way: scenario_lose_stopped(*run, way)

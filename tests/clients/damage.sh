@@ -6,7 +6,7 @@ source "$(dirname "$0")/lib.sh"
 requires python:nbd
 requires_weft
 seed=${SEED:-$RANDOM}
-read -ra scenarios <<<"${SCENARIOS:-rot rot-after-kill lose-stopped:remove lose-stopped:truncate lose-stopped:garbage \
+read -ra scenarios <<<"${SCENARIOS:-rot rot-after-kill scrub lose-stopped:remove lose-stopped:truncate lose-stopped:garbage \
     lose-running:remove lose-running:truncate lose-running:zero lose-running:garbage}"
 prepare
 wrong=0

@@ -21,6 +21,7 @@ mod host;
 mod model;
 mod runner;
 mod script;
+mod scrub;
 mod side;
 mod swarm;
 mod world;

@@ -29,6 +29,8 @@ use crate::host::Outcome;
 use crate::host::read_sectors;
 use crate::model::Model;
 use crate::script::Script;
+use crate::scrub::scrub_now_and_then;
+use crate::scrub::scrubs;
 use crate::side::Sides;
 use crate::swarm::Swarm;
 
@@ -62,6 +64,8 @@ pub struct World {
     cursor: Rc<Cell<u64>>,
     /// Hosts give up some writes.
     impatient: bool,
+    /// Pods are scrubbed, at any time.
+    scrubs: bool,
     /// After a crash that split the pod: in how many lives the faulty devices are away.
     split: Cell<Option<u32>>,
     /// A split is being played out in this life: little is written.
@@ -132,6 +136,7 @@ impl World {
             cursor: Rc::default(),
             // Not of `rng`, so that the other seeds stay what they were.
             impatient: SeededRng::new(!seed).chance(200_000),
+            scrubs: scrubs(seed),
             split: Cell::default(),
             quiet: Cell::default(),
         }
@@ -151,6 +156,9 @@ impl World {
         if beyond.is_continue() {
             // A last, quiet life: everything must be there.
             self.quiet_life().map_err(|what| format!("last life: {what}"))?;
+            if self.scrubs {
+                self.scrubbed_lives().map_err(|what| format!("scrubbed: {what}"))?;
+            }
         }
         Ok(())
     }
@@ -274,6 +282,7 @@ impl World {
         }
         hosts.await;
         self.read_all(&pod, false).await?;
+        self.check_good_devices(&pod)?;
         if self.swarm.full {
             self.make_room(env, &pod).await?;
         }
@@ -319,6 +328,7 @@ impl World {
             let pod = self.open(&env).await.map_err(|e| text(&e))?;
             self.read_all(&pod, true).await?;
             self.sides.settle(&pod).await?;
+            self.check_good_devices(&pod)?;
             pod.close().await.map_err(|e| text(&e))
         });
         process.halt();
@@ -348,7 +358,7 @@ impl World {
     }
 
     /// Flips bits, mostly where something is stored.
-    fn rot(&self, disk: &SimDisk) {
+    pub fn rot(&self, disk: &SimDisk) {
         let places = self.rng.below(if self.chance(30) { 300 } else { 20 });
         for _ in 0..places {
             let stored = if self.chance(75) { disk.stored_page(&*self.rng) } else { None };
@@ -401,6 +411,16 @@ impl World {
         }
         if self.swarm.faults.gone {
             self.lose_devices(env);
+        }
+        if self.scrubs && self.script.is_none() {
+            let (failure, pod, done) = (Rc::clone(&self.failure), Arc::clone(pod), done.clone());
+            let (task_env, rng) = (Arc::clone(env), SeededRng::new(self.rng.below(u64::MAX)));
+            env.spawn(Box::pin(async move {
+                if let Err(what) = scrub_now_and_then(&task_env, &pod, &rng).await {
+                    failure.borrow_mut().get_or_insert(what);
+                }
+                drop(done);
+            }));
         }
         drop(done);
         async move {

@@ -47,7 +47,7 @@ pub fn commands(app: &App) -> Vec<String> {
             commands
         }
         Screen::Latency => vec![weft("top --once --mode json"), get("/v1/stats")],
-        Screen::Devices => vec![weft("device list")],
+        Screen::Devices => vec![weft("device list"), weft("task list")],
         Screen::Hosts => vec![get("/v1/connections"), weft("host list")],
         Screen::Events => vec![get("/v1/events?after=0")],
     }

@@ -28,6 +28,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) metrics: Metrics,
     #[serde(default)]
+    pub(super) scrub: Scrub,
+    #[serde(default)]
     pub(super) history: History,
     #[serde(default)]
     pub(super) log: Log,
@@ -118,6 +120,12 @@ pub(super) struct Api {
 #[serde(deny_unknown_fields)]
 pub(super) struct Metrics {
     pub(super) listen: Given<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Scrub {
+    pub(super) rate: Given<SizeText>,
 }
 
 #[derive(Debug, Default, Deserialize)]

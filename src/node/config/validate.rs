@@ -59,6 +59,7 @@ pub(super) fn validate(file: raw::File, overrides: Overrides) -> Result<Config, 
         nbd: nbd(file.nbd, overrides.nbd, &data_dir)?,
         nvme: nvme(file.nvme)?,
         nvme_tcp: nvme_tcp(file.nvme_tcp, overrides.nvme_tcp)?,
+        scrub_rate: size("scrub.rate", file.scrub.rate, &(1 << 20..=1 << 40))?.unwrap_or(256 << 20),
         history_bytes: size("history.size", file.history.size, &(0..=1 << 40))?
             .unwrap_or(256 << 20),
         metrics_listen: addresses("metrics.listen", file.metrics.listen, &[])?,

@@ -15,8 +15,10 @@ use weft_api::FrontEndStats;
 use weft_api::Histogram;
 use weft_api::OperationStats;
 use weft_api::Pod;
+use weft_api::ScrubStats;
 use weft_api::StageStats;
 use weft_api::Stats;
+use weft_api::Task;
 use weft_api::VolumeStats;
 
 use super::activity::Activity;
@@ -55,6 +57,8 @@ pub struct Interval {
     pub connections: Vec<ConnectionInterval>,
     /// Protocols when it ended.
     pub front_ends: Vec<FrontEndStats>,
+    /// Long work that was under way when it ended.
+    pub tasks: Vec<Task>,
 }
 
 /// What hosts did with one volume.
@@ -134,6 +138,7 @@ impl Interval {
             devices: now.devices.iter().map(|one| device(begin, one)).collect(),
             connections: connections.iter().map(|one| connection(open_before, one)).collect(),
             front_ends: now.front_ends.clone(),
+            tasks: now.tasks.clone(),
         }
     }
 
@@ -195,7 +200,11 @@ impl Interval {
             .devices
             .iter()
             .map(|one| 4 + (one.read_latency.buckets.len() + one.write_latency.buckets.len()) / 2);
-        10 + self.total.weight() + volumes + devices.sum::<usize>() + 6 * self.connections.len()
+        10 + self.total.weight()
+            + volumes
+            + devices.sum::<usize>()
+            + 6 * self.connections.len()
+            + 6 * self.tasks.len()
     }
 }
 
@@ -209,6 +218,8 @@ fn at_start(now: &Stats) -> Stats {
         devices: Vec::new(),
         volumes: Vec::new(),
         front_ends: Vec::new(),
+        tasks: Vec::new(),
+        scrub: ScrubStats::default(),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use weft_api::Task;
 
 use crate::format;
 use crate::model::activity::Activity;
@@ -20,6 +21,8 @@ struct IntervalJson<'a> {
     volumes: Vec<VolumeJson<'a>>,
     devices: Vec<DeviceJson<'a>>,
     connections: u64,
+    /// Long work under way.
+    tasks: &'a [Task],
 }
 
 #[derive(Serialize)]
@@ -109,6 +112,7 @@ pub(super) fn interval(interval: &Interval) -> String {
             .collect(),
         devices: interval.devices.iter().map(|one| device(interval, one)).collect(),
         connections: interval.connections_open(),
+        tasks: &interval.tasks,
     };
     let mut text = serde_json::to_string(&value).expect("our own types always encode");
     text.push('\n');

@@ -8,6 +8,7 @@ use crate::format::rate;
 use crate::format::throughput;
 use crate::model::activity::Activity;
 use crate::model::interval::Interval;
+use crate::screens::tasks;
 
 /// The interval, after a line on what was not recorded before it.
 pub(super) fn recorded(one: &Interval) -> String {
@@ -53,6 +54,13 @@ fn interval(interval: &Interval) -> String {
         text.push_str(&row(interval, &volume.name, &volume.activity, width));
     }
     text.push_str(&row(interval, "all", &interval.total, width));
+    for task in &interval.tasks {
+        text.push_str(&format!("{} {} %: {}", task.kind, task.percent(), tasks::amount(task)));
+        if let Some(eta_s) = task.eta_s {
+            text.push_str(&format!(", {} left", format::duration(eta_s)));
+        }
+        text.push('\n');
+    }
     text.push('\n');
     text
 }

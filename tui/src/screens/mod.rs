@@ -35,6 +35,7 @@ pub mod pulse;
 mod replay;
 mod stages;
 mod table;
+pub mod tasks;
 
 /// The least there must be room for.
 pub const COLUMNS_MIN: u16 = 80;
@@ -147,7 +148,16 @@ fn draw_body(app: &App, frame: &mut Frame<'_>, area: Rect) {
 fn draw_table(app: &App, frame: &mut Frame<'_>, area: Rect, kind: TableKind) {
     match app.selected(kind).filter(|_| app.enlarged) {
         Some(key) => detail::draw(app, frame, area, kind, &key),
-        None => table::draw(app, frame, area, kind),
+        None => {
+            let devices = (kind == TableKind::Devices).then(|| app.shown()).flatten();
+            let tasks = devices.map_or(&[][..], |interval| interval.tasks.as_slice());
+            let below = Constraint::Length(tasks::panel_lines(tasks));
+            let [table, below] = Layout::vertical([Constraint::Fill(1), below]).areas(area);
+            table::draw(app, frame, table, kind);
+            if !tasks.is_empty() {
+                tasks::draw(app, frame, below, tasks);
+            }
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use super::facts;
 use super::health_role;
 use super::panel;
 use super::stages::operation_role;
+use super::tasks;
 use crate::app::App;
 use crate::app::OPERATIONS;
 use crate::format;
@@ -32,8 +33,6 @@ pub const PANELS: usize = 2 + CHARTS.len();
 
 /// Lines of the upper panels: eight facts and their frame.
 const FACTS_LINES: u16 = 11;
-/// Intervals from which the rate of a rebuild is taken.
-const REBUILD_WINDOW: usize = 60;
 
 /// Width of a gauge.
 const GAUGE_WIDTH: usize = 10;
@@ -112,7 +111,7 @@ fn draw_pod(app: &App, frame: &mut Frame<'_>, area: Rect, interval: &Interval) {
     let lines = vec![
         ("health", vec![health, Span::raw(format!(", can lose {} more", pod.can_lose))]),
         ("devices", text(devices(pod))),
-        ("rebuild", text(rebuild(app, pod))),
+        ("tasks", tasks(app, interval)),
         ("space", gauge(app, pod.used_bytes, pod.capacity_bytes)),
         ("data", text(reduction(pod))),
         ("journal", gauge(app, pod.journal_used_bytes, pod.journal_bytes)),
@@ -131,22 +130,14 @@ fn devices(pod: &Pod) -> String {
     )
 }
 
-/// What a rebuild has left to do, and for how long at the rate of the last minute.
-fn rebuild(app: &App, pod: &Pod) -> String {
-    if pod.segments_degraded == 0 {
-        return "nothing to do".to_owned();
+/// What is under way; if nothing is, what waits for devices to be replaced.
+fn tasks(app: &App, interval: &Interval) -> Vec<Span<'static>> {
+    let pod = &interval.pod;
+    if interval.tasks.is_empty() && pod.segments_degraded > 0 {
+        let text = format!("{} of {} segments degraded", pod.segments_degraded, pod.segments);
+        return vec![Span::styled(text, app.look.theme.style(Role::Warning))];
     }
-    let left = format!("{} of {} segments left", pod.segments_degraded, pod.segments);
-    // From the last moment at which most was left: a loss adds to it at once.
-    let window = app.history.window(app.number(), REBUILD_WINDOW);
-    let most = window.max_by_key(|interval| interval.pod.segments_degraded);
-    let (Some(most), Some(now)) = (most, app.shown()) else { return left };
-    let done = most.pod.segments_degraded.saturating_sub(pod.segments_degraded);
-    let took_ms = now.unix_ms.saturating_sub(most.unix_ms);
-    match pod.segments_degraded.saturating_mul(took_ms).checked_div(done) {
-        Some(left_ms) => format!("{left}, {}", format::duration(left_ms / 1000)),
-        None => left,
-    }
+    tasks::short(app, &interval.tasks)
 }
 
 /// A share of a whole: a bar and both figures.
