@@ -17,6 +17,7 @@
 //! | [`mod@format`] | bytes on disk |
 //! | [`codec`] | compression, erasure code, checksums |
 //! | [`mod@env`] | time, randomness, spawning |
+//! | [`secret`] | keys of hosts, as they are written down |
 //! | [`observe`] | metrics and events |
 //! | [`canary`] | planted bugs, for testing the tests |
 //!
@@ -37,6 +38,7 @@ pub mod mgmt;
 pub mod node;
 pub mod observe;
 pub mod pool;
+pub mod secret;
 pub mod target;
 pub mod units;
 pub mod volume;

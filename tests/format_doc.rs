@@ -30,6 +30,8 @@ use weft::format::table::STRIPS_MAX;
 use weft::format::table::SegmentEntry;
 use weft::format::table::encode_page;
 use weft::format::unit::UNIT_BYTES;
+use weft::secret::DhchapKey;
+use weft::secret::HostKeys;
 use weft::units::BLOCK_BYTES;
 use weft::units::IO_ALIGN;
 use weft::units::Lsn;
@@ -199,10 +201,13 @@ fn the_catalog_is_drawn_with_every_name() {
         hosts: Some(["nqn.h".to_owned()].into()),
         reservations: None,
     };
+    let key = |byte| DhchapKey::from_random(None, &[byte; 64]);
+    let keys = HostKeys { key: key(1), ctrl_key: Some(key(2)) };
     let mut changes = vec![
         CatalogChange::CreateVolume(volume),
         CatalogChange::ResizeVolume { id: 1, size_bytes: 8192 },
-        CatalogChange::AddHost(HostRecord { nqn: "nqn.h".to_owned() }),
+        CatalogChange::AddHost(HostRecord { nqn: "nqn.h".to_owned(), dhchap: Some(keys) }),
+        CatalogChange::SetHostKeys { nqn: "nqn.h".to_owned(), dhchap: None },
         CatalogChange::SetVolumeHosts { id: 1, hosts: Some(BTreeSet::new()) },
     ];
     let set = |kind| CatalogChange::SetReservations { id: 1, reservations: reservations(kind) };

@@ -11,6 +11,8 @@ use weft::device::sim::SimProfile;
 use weft::env::EnvRef;
 use weft::env::sim::SimEnv;
 use weft::error::ErrorKind;
+use weft::secret::DhchapKey;
+use weft::secret::HostKeys;
 use weft::volume::Piece;
 use weft::volume::VolumeDirectory;
 use weft::volume::VolumeRef;
@@ -58,6 +60,11 @@ fn life<T>(world: &Arc<SimEnv>, work: impl AsyncFnOnce(EnvRef) -> T) -> T {
 fn disks() -> Vec<SimDisk> {
     let disk = |index| SimDisk::new(format!("disk-{index}"), SimProfile::new(32 << 20));
     (0..3).map(disk).collect()
+}
+
+fn keys() -> HostKeys {
+    let key = |byte| DhchapKey::from_random(None, &[byte; 64]);
+    HostKeys { key: key(1), ctrl_key: Some(key(2)) }
 }
 
 async fn sector(volume: &VolumeRef, index: u64) -> Bytes {
@@ -137,12 +144,12 @@ fn who_is_served_what_outlives_the_node() {
         let unknown = pod.set_volume_hosts("v", list(&["nqn.a"])).await.expect_err("not added");
         assert_eq!(unknown.kind(), ErrorKind::NotFound);
         for nqn in ["nqn.a", "nqn.b"] {
-            pod.add_host(nqn).await.expect("added");
+            pod.add_host(nqn, None).await.expect("added");
         }
-        assert_eq!(pod.add_host("nqn.a").await.expect_err("twice").kind(), ErrorKind::Exists);
+        assert_eq!(pod.add_host("nqn.a", None).await.expect_err("twice").kind(), ErrorKind::Exists);
         let longest: BTreeSet<_> = (0..128).map(|n| format!("nqn.{n:0>219}")).collect();
         for nqn in &longest {
-            pod.add_host(nqn).await.expect("added");
+            pod.add_host(nqn, None).await.expect("added");
         }
         pod.set_volume_hosts("v", Some(longest.clone())).await.expect("the longest list there is");
         for nqn in &longest {
@@ -151,13 +158,23 @@ fn who_is_served_what_outlives_the_node() {
         let many: BTreeSet<_> = (0..200).map(|n| format!("nqn.{n}")).collect();
         let too_many = pod.set_volume_hosts("v", Some(many)).await.expect_err("too many");
         assert_eq!(too_many.kind(), ErrorKind::InvalidRequest);
-        let wrong = pod.add_host("iqn.a").await.expect_err("of another protocol");
+        let wrong = pod.add_host("iqn.a", None).await.expect_err("of another protocol");
         assert_eq!(wrong.kind(), ErrorKind::InvalidRequest);
         pod.set_volume_hosts("v", list(&["nqn.a"])).await.expect("set");
+        assert_eq!(pod.host_keys("nqn.a"), None);
+        let unknown = pod.set_host_keys("nqn.c", None).await.expect_err("not added");
+        assert_eq!(unknown.kind(), ErrorKind::NotFound);
+        pod.set_host_keys("nqn.a", Some(keys())).await.expect("set");
+        pod.add_host("nqn.d", Some(keys())).await.expect("added");
+        pod.remove_host("nqn.d").await.expect("removed");
+        assert_eq!(pod.host_keys("nqn.d"), None);
     });
     life(&world, async |env| {
         let pod = open(&env, &disks).await;
         assert_eq!(pod.hosts(), ["nqn.a", "nqn.b"]);
+        assert_eq!(pod.host_keys("nqn.a"), Some(keys()));
+        assert_eq!(pod.host_keys("nqn.b"), None);
+        pod.set_host_keys("nqn.b", Some(keys())).await.expect("set");
         let volume = pod.find("v").expect("created");
         let admitted = [Some("nqn.a"), Some("nqn.b"), None].map(|host| volume.admits(host));
         assert_eq!(admitted, [true, false, false]);
@@ -168,6 +185,9 @@ fn who_is_served_what_outlives_the_node() {
     life(&world, async |env| {
         let pod = open(&env, &disks).await;
         assert_eq!(pod.hosts(), ["nqn.b"]);
+        assert_eq!(pod.host_keys("nqn.b"), Some(keys()), "from a checkpoint");
+        pod.set_host_keys("nqn.b", None).await.expect("cleared");
+        assert_eq!(pod.host_keys("nqn.b"), None);
         let volume = pod.find("v").expect("created");
         let admitted = [Some("nqn.a"), Some("nqn.b"), None].map(|host| volume.admits(host));
         assert_eq!(admitted, [false; 3], "an empty list admits nobody");

@@ -12,6 +12,7 @@ use std::path::Path;
 /// Who may use whom: a module of `src/` and every other `crate::` module it may name. Leaves first.
 const LAYERS: &[(&str, &[&str])] = &[
     ("units", &[]),
+    ("secret", &[]),
     ("canary", &[]),
     ("error", &["units"]),
     ("env", &["error", "units"]),
@@ -25,21 +26,24 @@ const LAYERS: &[(&str, &[&str])] = &[
         "engine",
         &[
             "cache", "canary", "codec", "device", "env", "error", "format", "observe", "pool",
-            "units",
+            "secret", "units",
         ],
     ),
     (
         "volume",
-        &["cache", "device", "engine", "env", "error", "format", "observe", "pool", "units"],
+        &[
+            "cache", "device", "engine", "env", "error", "format", "observe", "pool", "secret",
+            "units",
+        ],
     ),
-    ("target", &["env", "error", "observe", "units", "volume"]),
-    ("mgmt", &["env", "error", "observe", "target", "units", "volume"]),
-    ("cli", &["device", "error", "format", "node", "units"]),
+    ("target", &["env", "error", "observe", "secret", "units", "volume"]),
+    ("mgmt", &["env", "error", "observe", "secret", "target", "units", "volume"]),
+    ("cli", &["device", "error", "format", "node", "secret", "units"]),
     (
         "node",
         &[
             "cache", "cli", "codec", "device", "engine", "env", "error", "format", "mgmt",
-            "observe", "pool", "target", "units", "volume",
+            "observe", "pool", "secret", "target", "units", "volume",
         ],
     ),
 ];

@@ -25,9 +25,11 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 
+use crate::AddHost;
 use crate::Connection;
 use crate::CreateVolume;
 use crate::Device;
+use crate::DhchapKeys;
 use crate::Endpoint;
 use crate::Event;
 use crate::Host;
@@ -228,8 +230,22 @@ impl Client {
     }
 
     /// Adds a host; durable when it returns.
-    pub async fn add_host(&self, host: &Host) -> Result<Host, ClientError> {
+    pub async fn add_host(&self, host: &AddHost) -> Result<Host, ClientError> {
         decode(&self.request(Method::POST, "/v1/hosts", encode(host)).await?)
+    }
+
+    /// Gives a host keys in place of those before, or none; durable when it returns.
+    pub async fn set_host_keys(
+        &self,
+        nqn: &str,
+        keys: Option<&DhchapKeys>,
+    ) -> Result<Host, ClientError> {
+        let path = format!("/v1/hosts/{}/dhchap", percent_encode(nqn));
+        let answer = match keys {
+            Some(keys) => self.request(Method::PUT, &path, encode(keys)).await?,
+            None => self.request(Method::DELETE, &path, Bytes::new()).await?,
+        };
+        decode(&answer)
     }
 
     /// Removes a host, also from every volume's list; durable when it returns.

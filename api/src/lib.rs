@@ -15,7 +15,9 @@
 //! | `PUT /v1/volumes/{name}/hosts` | [`VolumeHosts`] | [`Volume`] |
 //! | `DELETE /v1/volumes/{name}/reservations` | | 204 |
 //! | `GET /v1/hosts` | | array of [`Host`], in order of NQN |
-//! | `POST /v1/hosts` | [`Host`] | 201 and the [`Host`] |
+//! | `POST /v1/hosts` | [`AddHost`] | 201 and the [`Host`] |
+//! | `PUT /v1/hosts/{nqn}/dhchap` | [`DhchapKeys`] | [`Host`] |
+//! | `DELETE /v1/hosts/{nqn}/dhchap` | | [`Host`] |
 //! | `DELETE /v1/hosts/{nqn}` | | 204 |
 //! | `POST /v1/pod/scrub` | | 202, the [`Task`], and where it is as `Location` |
 //! | `GET /v1/tasks` | | array of [`Task`], oldest first; the newest are kept until the node stops |
@@ -245,6 +247,52 @@ pub struct Reservations {
 pub struct Host {
     /// Its NVMe qualified name; see [`check_nqn`].
     pub nqn: String,
+    /// How it authenticates; left out if it need not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhchap: Option<Dhchap>,
+}
+
+/// That a host authenticates. Keys themselves are never told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Dhchap {
+    /// How the host's key is bound to its name: `none`, `sha256`, `sha384` or `sha512`.
+    pub key_hash: String,
+    /// The same of the controller's key; left out if there is none, so that the host cannot ask for
+    /// a proof that it talks to this pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ctrl_key_hash: Option<String>,
+}
+
+/// What `POST /v1/hosts` takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct AddHost {
+    /// Its NVMe qualified name; see [`check_nqn`].
+    pub nqn: String,
+    /// What it has to prove that it has; left out: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhchap: Option<DhchapKeys>,
+}
+
+/// Keys of DH-HMAC-CHAP, as `nvme gen-dhchap-key` and `weft host key` write them: `DHHC-1:hh:...:`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct DhchapKeys {
+    /// The host's.
+    pub key: String,
+    /// The controller's, towards this host; left out: it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ctrl_key: Option<String>,
+}
+
+impl std::fmt::Debug for DhchapKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DhchapKeys")
+    }
 }
 
 /// What `PUT /v1/volumes/{name}/hosts` takes.

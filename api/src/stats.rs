@@ -105,6 +105,9 @@ pub struct FrontEndStats {
     pub connections_total: u64,
     /// Connections turned away because a limit was reached.
     pub connections_refused: u64,
+    /// Authentications of hosts that failed; counts recorded before there were any have none.
+    #[serde(default)]
+    pub authentications_failed: u64,
 }
 
 /// A connection of a host.

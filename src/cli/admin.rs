@@ -8,7 +8,6 @@ use weft_api::ClientError;
 use weft_api::CreateVolume;
 use weft_api::Device;
 use weft_api::Histogram;
-use weft_api::Host;
 use weft_api::NodeStatus;
 use weft_api::Pod;
 use weft_api::Stats;
@@ -18,7 +17,6 @@ use weft_api::VolumeHosts;
 use super::Command;
 use super::DeviceCommand;
 use super::ExportCommand;
-use super::HostCommand;
 use super::OutputArguments;
 use super::Place;
 use super::PodCommand;
@@ -29,6 +27,7 @@ use super::exit::Failure;
 use super::exit::NOT_FOUND;
 use super::explain::explain;
 use super::export::Export;
+use super::host;
 use super::manual;
 use super::output::Table;
 use super::output::facts;
@@ -61,12 +60,13 @@ pub(super) fn run(command: Command, place: Place) -> Result<(), Failure> {
         }
         Command::Volume(command) => volume(command, node?),
         Command::Export(ExportCommand::Show { name, output }) => {
-            let (status, volume) = ask(node?, async |client| {
-                Ok((client.status().await?, client.volume(&name).await?))
+            let (status, volume, hosts) = ask(node?, async |client| {
+                let volume = client.volume(&name).await?;
+                Ok((client.status().await?, volume, client.hosts().await?))
             })?;
-            show(&output, &Export::new(&status, &volume), Export::text)
+            show(&output, &Export::new(&status, &volume, &hosts), Export::text)
         }
-        Command::Host(command) => host(command, node?),
+        Command::Host(command) => host::run(command, node),
         Command::Explain { name, last, output } => explain_volume(&name, last, &output, node?),
         Command::Event(command) => watch::event(command, node?),
         Command::Connection(command) => watch::connection(command, node?),
@@ -148,24 +148,6 @@ fn volume(command: VolumeCommand, node: Client) -> Result<(), Failure> {
         VolumeCommand::Delete { name, output } => {
             ask(node, async |client| client.delete_volume(&name).await)?;
             say(&output, &format!("volume {name} deleted\n"))
-        }
-    }
-}
-
-fn host(command: HostCommand, node: Client) -> Result<(), Failure> {
-    match command {
-        HostCommand::Add { nqn, output } => {
-            let host = Host { nqn };
-            let added = ask(node, async |client| client.add_host(&host).await)?;
-            show(&output, &added, |host| format!("host {} added\n", host.nqn))
-        }
-        HostCommand::List(output) => {
-            let hosts = ask(node, async |client| client.hosts().await)?;
-            show(&output, &hosts, |hosts| host_table(hosts))
-        }
-        HostCommand::Remove { nqn, output } => {
-            ask(node, async |client| client.remove_host(&nqn).await)?;
-            say(&output, &format!("host {nqn} removed\n"))
         }
     }
 }
@@ -308,14 +290,6 @@ fn volume_table(volumes: &[Volume]) -> String {
             volume.logical_block_bytes.to_string(),
             access(volume).to_owned(),
         ]);
-    }
-    table.text()
-}
-
-fn host_table(hosts: &[Host]) -> String {
-    let mut table = Table::new(&["HOST"], &[]);
-    for host in hosts {
-        table.row(vec![host.nqn.clone()]);
     }
     table.text()
 }

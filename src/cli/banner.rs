@@ -44,7 +44,7 @@ pub(super) fn text(status: &NodeStatus, volumes: &[Volume]) -> String {
     }
     if let Some(volume) = volumes.first() {
         text.push_str("\nTo use it:\n");
-        let export = Export::new(status, volume);
+        let export = Export::new(status, volume, &[]);
         for nbd in &export.nbd {
             text.push_str(&format!("  nbdinfo {}\n  {}\n  {}\n", nbd.uri, nbd.client, nbd.qemu));
         }

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use serde::Serialize;
+use weft_api::Host;
 use weft_api::Listener;
 use weft_api::NodeStatus;
 use weft_api::Volume;
@@ -59,6 +60,9 @@ pub(super) struct NvmeExport {
     subsystem_nqn: String,
     /// Connects now.
     pub(super) connect: String,
+    /// What a host that authenticates adds to that; left out if none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connect_keys: Option<String>,
     /// A line of /etc/nvme/discovery.conf.
     discovery_conf: String,
     /// /etc/nvme/config.json.
@@ -68,7 +72,7 @@ pub(super) struct NvmeExport {
 }
 
 impl Export {
-    pub(super) fn new(status: &NodeStatus, volume: &Volume) -> Self {
+    pub(super) fn new(status: &NodeStatus, volume: &Volume, hosts: &[Host]) -> Self {
         let over = |protocol: &'static str| {
             status.listeners.iter().filter(move |listener| listener.protocol == protocol)
         };
@@ -77,7 +81,8 @@ impl Export {
             Some(_) => Vec::new(),
         };
         let nqn = &status.subsystem_nqn;
-        let nvme = over("nvme").filter_map(|listener| nvme(listener, nqn, volume)).collect();
+        let keys = connect_keys(volume, hosts);
+        let nvme = over("nvme").filter_map(|listener| nvme(listener, nqn, volume, keys)).collect();
         Self {
             volume: volume.name.clone(),
             size_bytes: volume.size_bytes,
@@ -92,8 +97,12 @@ impl Export {
         let (size, block) = (format_size(self.size_bytes), self.logical_block_bytes);
         let mut text = format!("# volume {}, {size}, blocks of {block} bytes\n", self.volume);
         for nvme in &self.nvme {
+            let keys = match &nvme.connect_keys {
+                Some(keys) => format!("# a host that has a key (weft host list) adds: {keys}\n"),
+                None => String::new(),
+            };
             text.push_str(&format!(
-                "\n# NVMe/TCP at {}: now\n{}\n\
+                "\n# NVMe/TCP at {}: now\n{}\n{keys}\
                  # at every start, a line of /etc/nvme/discovery.conf; then:\n\
                  #   systemctl enable nvmf-autoconnect\n{}\n\
                  # or /etc/nvme/config.json of nvme-cli 2, with what is in the host's \
@@ -121,7 +130,20 @@ impl Export {
     }
 }
 
-fn nvme(listener: &Listener, nqn: &str, volume: &Volume) -> Option<NvmeExport> {
+/// What nvme-cli is to be told by hosts that find the volume and have to authenticate. The key is
+/// in a file of the host's.
+fn connect_keys(volume: &Volume, hosts: &[Host]) -> Option<&'static str> {
+    let finds = |host: &&Host| volume.hosts.as_ref().is_none_or(|only| only.contains(&host.nqn));
+    let keys: Vec<_> = hosts.iter().filter(finds).filter_map(|host| host.dhchap.as_ref()).collect();
+    let both = keys.iter().any(|keys| keys.ctrl_key_hash.is_some());
+    let line = match both {
+        true => "--dhchap-secret \"$(cat KEY_FILE)\" --dhchap-ctrl-secret \"$(cat CTRL_KEY_FILE)\"",
+        false => "--dhchap-secret \"$(cat KEY_FILE)\"",
+    };
+    (!keys.is_empty()).then_some(line)
+}
+
+fn nvme(listener: &Listener, nqn: &str, volume: &Volume, keys: Option<&str>) -> Option<NvmeExport> {
     let address = connectable(listener.address.parse().ok()?);
     let (ip, port) = (address.ip().to_string(), address.port().to_string());
     let mut hosts = volume.hosts.iter().flatten();
@@ -133,6 +155,7 @@ fn nvme(listener: &Listener, nqn: &str, volume: &Volume) -> Option<NvmeExport> {
         address: listener.address.clone(),
         subsystem_nqn: nqn.to_owned(),
         connect: format!("sudo nvme connect -t tcp -a {ip} -s {port} -n {nqn}"),
+        connect_keys: keys.map(str::to_owned),
         discovery_conf: format!("--transport=tcp --traddr={ip} --trsvcid={port}"),
         config_json: serde_json::json!([{
             "hostnqn": host,
@@ -195,6 +218,8 @@ fn connectable(mut address: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
+    use weft_api::Dhchap;
+
     use super::*;
 
     fn listener(protocol: &str, transport: &str, address: &str) -> Listener {
@@ -219,7 +244,7 @@ mod tests {
     #[test]
     fn nvme_lines_name_an_address_one_can_connect_to() {
         let export = |address| {
-            nvme(&listener("nvme", "tcp", address), "nqn.x", &volume()).expect("an address")
+            nvme(&listener("nvme", "tcp", address), "nqn.x", &volume(), None).expect("an address")
         };
         let line = "sudo nvme connect -t tcp -a 127.0.0.1 -s 4420 -n nqn.x";
         assert_eq!(export("0.0.0.0:4420").connect, line);
@@ -229,6 +254,31 @@ mod tests {
         assert_eq!(export("192.0.2.1:4420").discovery_conf, line);
         assert!(export("192.0.2.1:4420").fstab.contains(&volume().uuid));
         assert_eq!(export("192.0.2.1:4420").config_json[0]["hostnqn"], SOME_HOST);
+    }
+
+    #[test]
+    fn hosts_that_have_to_authenticate_are_told_how() {
+        let host = |nqn: &str, ctrl: Option<&str>| Host {
+            nqn: nqn.into(),
+            dhchap: Some(Dhchap {
+                key_hash: "none".into(),
+                ctrl_key_hash: ctrl.map(str::to_owned),
+            }),
+        };
+        let hosts = [
+            Host { nqn: "nqn.a".into(), dhchap: None },
+            host("nqn.b", None),
+            host("nqn.c", Some("sha256")),
+        ];
+        let keys = |only: &[&str]| {
+            let hosts_of = Some(only.iter().map(|nqn| (*nqn).to_owned()).collect());
+            connect_keys(&Volume { hosts: hosts_of, ..volume() }, &hosts)
+        };
+        assert_eq!(keys(&["nqn.a"]), None);
+        assert!(keys(&["nqn.a", "nqn.b"]).is_some_and(|line| !line.contains("ctrl")));
+        assert!(keys(&["nqn.c"]).is_some_and(|line| line.contains("--dhchap-ctrl-secret")));
+        assert!(connect_keys(&volume(), &hosts).is_some(), "it is for all");
+        assert_eq!(connect_keys(&volume(), &[]), None);
     }
 
     #[test]

@@ -92,6 +92,26 @@ const EXAMPLES: &[(&str, &str, &str)] = &[
     ("weft volume delete", "With all its data", "weft volume delete db"),
     ("weft export show", "Lines for nvme-cli, nbdtab, fstab and qemu", "weft export show db"),
     ("weft host add", "Let a host in", "weft host add nqn.2014-08.org.example:db1"),
+    (
+        "weft host add",
+        "Let a host in that proves who it is",
+        "weft host add nqn.2014-08.org.example:db1 --dhchap-key-file db1.key",
+    ),
+    (
+        "weft host set",
+        "From now on, both sides prove who they are",
+        "weft host set nqn.2014-08.org.example:db1 --dhchap-key-file db1.key --dhchap-ctrl-key-file ctrl.key",
+    ),
+    (
+        "weft host set",
+        "No authentication any more",
+        "weft host set nqn.2014-08.org.example:db1 --no-dhchap",
+    ),
+    (
+        "weft host key",
+        "A new key; umask 077 before, so that nobody else can read it",
+        "weft host key >db1.key",
+    ),
     ("weft host list", "Who may connect", "weft host list"),
     ("weft host remove", "Lock it out", "weft host remove nqn.2014-08.org.example:db1"),
     ("weft event list", "What happened, as a table", "weft event list"),

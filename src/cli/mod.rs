@@ -1,5 +1,6 @@
 //! The command line: without a command `weft` is the node; each command is a thin client of a
-//! running node's management API, but for `doctor`, `openapi`, `completions` and `man`, which need no node.
+//! running node's management API, but for `doctor`, `host key`, `openapi`, `completions` and `man`, which need no
+//! node.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -27,6 +28,7 @@ mod doctor;
 mod exit;
 mod explain;
 mod export;
+mod host;
 mod manual;
 mod output;
 mod serve;
@@ -413,9 +415,34 @@ enum HostCommand {
         /// Its NVMe qualified name; a Linux host's is in /etc/nvme/hostnqn
         nqn: String,
         #[command(flatten)]
+        keys: KeyArguments,
+        #[command(flatten)]
         output: OutputArguments,
     },
-    /// List the hosts that were added
+    /// Say by which keys a host authenticates (DH-HMAC-CHAP), in place of those before
+    ///
+    /// Connections that are there stay as they are; from its next one on the host must prove that
+    /// it has the key. The keys are stored in the pod as they are, so whoever can read its devices
+    /// has them; no command shows them.
+    #[command(group = clap::ArgGroup::new("what").required(true).args(["dhchap_key_file", "no_dhchap"]))]
+    Set {
+        /// Its NVMe qualified name
+        nqn: String,
+        #[command(flatten)]
+        keys: KeyArguments,
+        /// It need not authenticate any more
+        #[arg(long)]
+        no_dhchap: bool,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+    /// Make a new key for a host or a controller and print it; needs no node
+    Key {
+        /// The hash that binds it to a name; it also says how long the key is. none: 32 bytes
+        #[arg(long, value_enum, default_value_t = KeyHash::Sha256)]
+        hash: KeyHash,
+    },
+    /// List the hosts that were added, and whether they authenticate
     List(OutputArguments),
     /// Remove a host, also from every volume that is served to it, and end its connections
     Remove {
@@ -424,6 +451,26 @@ enum HostCommand {
         #[command(flatten)]
         output: OutputArguments,
     },
+}
+
+/// Files that hold keys, so that these are on no command line.
+#[derive(Debug, Args)]
+struct KeyArguments {
+    /// File with the key that the host must prove to have (DHHC-1:...); - for standard input
+    #[arg(long, value_name = "FILE")]
+    dhchap_key_file: Option<PathBuf>,
+    /// File with the key that the node proves to have when the host asks; better not the host's
+    #[arg(long, value_name = "FILE", requires = "dhchap_key_file")]
+    dhchap_ctrl_key_file: Option<PathBuf>,
+}
+
+/// What a new key is bound to a name with.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum KeyHash {
+    None,
+    Sha256,
+    Sha384,
+    Sha512,
 }
 
 #[derive(Debug, Subcommand)]

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::secret::HostKeys;
 
 /// Version of the JSON; readers refuse others.
 pub const CATALOG_VERSION: u32 = 1;
@@ -50,8 +51,12 @@ pub struct VolumeRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HostRecord {
-    /// Its NVMe qualified name, by which it is known.
+    /// Its qualified name, by which it is known.
     pub nqn: String,
+    /// What it authenticates by; catalogs older than the field have none. Stored as they are: who
+    /// reads the devices has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhchap: Option<HostKeys>,
 }
 
 /// Which hosts have registered with a volume, and whether one of them holds it.
@@ -174,6 +179,13 @@ pub enum CatalogChange {
     },
     /// A host may connect.
     AddHost(HostRecord),
+    /// A host has other keys than before, or none.
+    SetHostKeys {
+        /// Which.
+        nqn: String,
+        /// In place of those before.
+        dhchap: Option<HostKeys>,
+    },
     /// It may not any more, and is on no volume's list.
     RemoveHost {
         /// Which.
@@ -255,6 +267,11 @@ impl Catalog {
             CatalogChange::AddHost(host) => {
                 self.hosts.insert(host.nqn.clone(), host.clone());
             }
+            CatalogChange::SetHostKeys { nqn, dhchap } => {
+                if let Some(host) = self.hosts.get_mut(nqn) {
+                    host.dhchap.clone_from(dhchap);
+                }
+            }
             CatalogChange::RemoveHost { nqn } => {
                 self.hosts.remove(nqn);
                 for volume in self.volumes.values_mut() {
@@ -309,6 +326,11 @@ impl CatalogChange {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::DhchapKey;
+
+    fn host(dhchap: Option<HostKeys>) -> HostRecord {
+        HostRecord { nqn: "nqn.h".into(), dhchap }
+    }
 
     fn volume(id: u64, name: &str) -> VolumeRecord {
         VolumeRecord {
@@ -375,10 +397,34 @@ mod tests {
     }
 
     #[test]
+    fn keys_of_hosts_round_trip_and_catalogs_without_them_open() {
+        let mut catalog = Catalog::new(Vec::new());
+        catalog.apply(1, &CatalogChange::AddHost(host(None)));
+        let before = String::from_utf8(catalog.encode()).expect("JSON");
+        assert!(!before.contains("dhchap"), "older builds read it: {before}");
+        assert_eq!(Catalog::decode(before.as_bytes()).expect("as before the field"), catalog);
+
+        let key = |byte| DhchapKey::from_random(None, &[byte; 64]);
+        let keys = Some(HostKeys { key: key(1), ctrl_key: Some(key(2)) });
+        let change = CatalogChange::SetHostKeys { nqn: "nqn.h".into(), dhchap: keys.clone() };
+        assert_eq!(CatalogChange::decode(&change.encode()).expect("own JSON"), change);
+        assert!(!format!("{change:?}").contains("DHHC"), "{change:?}");
+        catalog.apply(2, &change);
+        assert_eq!(catalog.hosts["nqn.h"].dhchap, keys);
+        assert_eq!(Catalog::decode(&catalog.encode()).expect("own JSON"), catalog);
+        let added = CatalogChange::AddHost(host(keys));
+        assert_eq!(CatalogChange::decode(&added.encode()).expect("own JSON"), added);
+        let nobody = CatalogChange::SetHostKeys { nqn: "nqn.i".into(), dhchap: None };
+        catalog.apply(3, &nobody);
+        catalog.apply(4, &CatalogChange::SetHostKeys { nqn: "nqn.h".into(), dhchap: None });
+        assert_eq!(catalog.hosts["nqn.h"], host(None));
+    }
+
+    #[test]
     fn a_host_that_is_removed_leaves_every_list_and_opens_none() {
         let mut catalog = Catalog::new(Vec::new());
         catalog.apply(1, &CatalogChange::CreateVolume(volume(1, "db")));
-        catalog.apply(2, &CatalogChange::AddHost(HostRecord { nqn: "nqn.h".into() }));
+        catalog.apply(2, &CatalogChange::AddHost(host(None)));
         let hosts = Some(BTreeSet::from(["nqn.h".to_owned()]));
         catalog.apply(3, &CatalogChange::SetVolumeHosts { id: 1, hosts: hosts.clone() });
         assert_eq!(Catalog::decode(&catalog.encode()).expect("own JSON"), catalog);

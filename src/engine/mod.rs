@@ -211,6 +211,7 @@ impl Engine {
             | CatalogChange::ResizeVolume { .. }
             | CatalogChange::SetVolumeHosts { .. }
             | CatalogChange::AddHost(_)
+            | CatalogChange::SetHostKeys { .. }
             | CatalogChange::RemoveHost { .. }
             | CatalogChange::SetReservations { .. } => {}
         }

@@ -53,6 +53,9 @@ metrics! {
     "weft_connections_refused_total", "counter", FRONT_END,
         "Connections turned away because a limit was reached",
         |out, stats| front_ends(out, stats, |of| of.connections_refused);
+    "weft_authentications_failed_total", "counter", FRONT_END,
+        "Authentications of hosts that failed",
+        |out, stats| front_ends(out, stats, |of| of.authentications_failed);
 
     "weft_pod_healthy", "gauge", POD, "1 if all devices are in service and writes are possible",
         |out, stats| pod(out, stats, |pod| u64::from(pod.health == "healthy"));

@@ -30,8 +30,10 @@ use tokio::time::Instant;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+use weft_api::AddHost;
 use weft_api::Connection;
 use weft_api::CreateVolume;
+use weft_api::DhchapKeys;
 use weft_api::FrontEndStats;
 use weft_api::Host;
 use weft_api::LogLevel;
@@ -48,6 +50,8 @@ use crate::error::Result;
 use crate::observe::event;
 use crate::observe::history::History;
 use crate::observe::log;
+use crate::secret::DhchapKey;
+use crate::secret::HostKeys;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::format_size;
 use crate::volume::pod::Pod;
@@ -221,12 +225,29 @@ impl Management {
         self.pod.call(clear).await?.map(drop)
     }
 
-    async fn add_host(&self, host: Host) -> Result<Host> {
+    async fn add_host(&self, host: AddHost) -> Result<Host> {
+        let keys = host.dhchap.as_ref().map(|keys| checked_keys("add host", keys)).transpose()?;
         let _change = self.changes.lock().await;
         let add = move |pod: Arc<Pod>| -> LocalBoxFuture<Result<Host>> {
-            Box::pin(async move { pod.add_host(&host.nqn).await.map(|()| host) })
+            Box::pin(async move {
+                let added = view::host(host.nqn.clone(), keys.as_ref());
+                pod.add_host(&host.nqn, keys).await.map(|()| added)
+            })
         };
         self.pod.call(add).await?
+    }
+
+    async fn set_host_keys(&self, nqn: String, keys: Option<DhchapKeys>) -> Result<Host> {
+        const OP: &str = "set the keys of a host";
+        let keys = keys.map(|keys| checked_keys(OP, &keys)).transpose()?;
+        let _change = self.changes.lock().await;
+        let set = move |pod: Arc<Pod>| -> LocalBoxFuture<Result<Host>> {
+            Box::pin(async move {
+                let host = view::host(nqn.clone(), keys.as_ref());
+                pod.set_host_keys(&nqn, keys).await.map(|()| host)
+            })
+        };
+        self.pod.call(set).await?
     }
 
     async fn remove_host(&self, nqn: String) -> Result<()> {
@@ -282,6 +303,20 @@ fn checked(request: CreateVolume) -> Result<VolumeSpec> {
     })
 }
 
+/// Reads keys, or says which is wrong and how, without its contents.
+fn checked_keys(op: &'static str, keys: &DhchapKeys) -> Result<HostKeys> {
+    let key = |which: &str, written: &str| {
+        DhchapKey::parse(written).map_err(|error| {
+            Error::new(ErrorKind::InvalidRequest, op).context(format_args!("{which}: {error}"))
+        })
+    };
+    let ctrl_key = keys.ctrl_key.as_deref();
+    Ok(HostKeys {
+        key: key("the host's key", &keys.key)?,
+        ctrl_key: ctrl_key.map(|written| key("the controller's key", written)).transpose()?,
+    })
+}
+
 fn check_size(op: &'static str, size_bytes: u64) -> Result<()> {
     if size_bytes == 0 || !size_bytes.is_multiple_of(BLOCK_BYTES_U64) {
         let reason = format!("the size must be a multiple of 4 KiB, and {size_bytes} B is not");
@@ -308,6 +343,7 @@ fn routes() -> OpenApiRouter<Arc<Management>> {
         .routes(routes!(list_tasks))
         .routes(routes!(show_task))
         .routes(routes!(cancel_task))
+        .routes(routes!(set_host_keys, clear_host_keys))
         .routes(routes!(show_stats))
         .routes(routes!(show_history))
         .routes(routes!(list_connections))
@@ -619,24 +655,60 @@ async fn clear_reservations(
     responses((status = 200, body = Vec<Host>, description = "In order of name"))
 )]
 async fn list_hosts(State(management): Shared) -> Response {
-    let hosts = management.pod.pod().hosts().into_iter();
-    axum::Json(hosts.map(|nqn| Host { nqn }).collect::<Vec<_>>()).into_response()
+    let hosts = management.pod.pod().hosts_with_keys().into_iter();
+    let hosts = hosts.map(|(nqn, keys)| view::host(nqn, keys.as_ref()));
+    axum::Json(hosts.collect::<Vec<_>>()).into_response()
 }
 
-/// Lets a host connect from anywhere.
+/// Lets a host connect from anywhere, once it has proven that it has its key, if it is given one.
 #[utoipa::path(
     post,
     path = "/v1/hosts",
-    request_body = Host,
+    request_body = AddHost,
     responses((status = 201, body = Host, description = "Added, durably"))
 )]
 async fn add_host(
     State(management): Shared,
-    Json(request): Json<Host>,
+    Json(request): Json<AddHost>,
 ) -> Result<Response, Refusal> {
     let host = management.add_host(request).await?;
     event::raise(event::HOST_ADDED, &host.nqn, "it may connect from anywhere");
     Ok((StatusCode::CREATED, axum::Json(host)).into_response())
+}
+
+/// Gives a host keys, in place of those before. They are stored in the pod as they are. Connections
+/// that are there stay; new ones are by the new keys.
+#[utoipa::path(
+    put,
+    path = "/v1/hosts/{nqn}/dhchap",
+    params(("nqn" = String, Path, description = "The host's NVMe qualified name")),
+    request_body = DhchapKeys,
+    responses((status = 200, body = Host, description = "Set, durably"))
+)]
+async fn set_host_keys(
+    State(management): Shared,
+    Path(nqn): Path<String>,
+    Json(request): Json<DhchapKeys>,
+) -> Result<Response, Refusal> {
+    let host = management.set_host_keys(nqn, Some(request)).await?;
+    event::raise(event::HOST_KEYS_SET, &host.nqn, "it authenticates by them from now on");
+    Ok(axum::Json(host).into_response())
+}
+
+/// Takes a host's keys away: it need not authenticate any more.
+#[utoipa::path(
+    delete,
+    path = "/v1/hosts/{nqn}/dhchap",
+    params(("nqn" = String, Path, description = "The host's NVMe qualified name")),
+    responses((status = 200, body = Host, description = "Cleared, durably"))
+)]
+async fn clear_host_keys(
+    State(management): Shared,
+    Path(nqn): Path<String>,
+) -> Result<Response, Refusal> {
+    let host = management.set_host_keys(nqn, None).await?;
+    event::raise(event::HOST_KEYS_SET, &host.nqn, "it has none and need not authenticate");
+    Ok(axum::Json(host).into_response())
 }
 
 /// Removes a host, also from every volume's list.

@@ -3,6 +3,9 @@
 use weft_api::DeviceStats;
 use weft_api::Histogram;
 
+use crate::secret::DhchapKey;
+use crate::secret::Hash;
+use crate::secret::HostKeys;
 use crate::volume::pod::DeviceStatus;
 use crate::volume::pod::PodStatus;
 use crate::volume::pod::VolumeInfo;
@@ -34,6 +37,16 @@ pub(super) fn pod(status: &PodStatus) -> weft_api::Pod {
         cache_misses: status.cache_misses,
         checkpoints: status.checkpoints,
     }
+}
+
+/// What is told of a host's keys: that they are set, and how they are bound.
+pub(super) fn host(nqn: String, keys: Option<&HostKeys>) -> weft_api::Host {
+    let hash = |key: &DhchapKey| key.hash().map_or("none", Hash::name).to_owned();
+    let dhchap = keys.map(|keys| weft_api::Dhchap {
+        key_hash: hash(&keys.key),
+        ctrl_key_hash: keys.ctrl_key.as_ref().map(hash),
+    });
+    weft_api::Host { nqn, dhchap }
 }
 
 pub(super) fn device(status: &DeviceStatus) -> weft_api::Device {

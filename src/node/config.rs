@@ -16,6 +16,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 use crate::observe::log::Format;
+use crate::target::nvmf::auth::Policy;
 use crate::target::nvmf::subsystem::UnknownHosts;
 use crate::units;
 
@@ -123,6 +124,8 @@ pub struct NvmeConfig {
     pub controller_ids: RangeInclusive<u16>,
     /// From where hosts may connect that were never added.
     pub unknown_hosts: UnknownHosts,
+    /// How hosts that have a key may authenticate.
+    pub authentication: Policy,
 }
 
 /// How NVMe hosts connect over TCP.

@@ -413,13 +413,15 @@ fn nvme_tcp_target(
         [] => listeners.nvme_addresses(),
         given => given.to_vec(),
     };
-    let NvmeConfig { subsystem_nqn, controller_ids, unknown_hosts } = config.nvme.clone();
+    let NvmeConfig { subsystem_nqn, controller_ids, unknown_hosts, authentication } =
+        config.nvme.clone();
     let subsystem = SubsystemOptions {
         uuid: pod,
         nqn: subsystem_nqn,
         controller_ids,
         unknown_hosts,
         advertised,
+        authentication,
     };
     let subsystem = Subsystem::new(volumes, subsystem);
     let connections_max = config.nvme_tcp.connections_max;
@@ -436,12 +438,16 @@ fn front_ends(targets: &Targets) -> Vec<FrontEndStats> {
             connections_open: count(&nbd.connections_open),
             connections_total: count(&nbd.connections_total),
             connections_refused: count(&nbd.connections_refused),
+            authentications_failed: 0,
         },
         FrontEndStats {
             front_end: FrontEnd::NvmeTcp,
             connections_open: count(&nvme_tcp.connections_open),
             connections_total: count(&nvme_tcp.connections_total),
             connections_refused: count(&nvme_tcp.connections_refused),
+            authentications_failed: count(
+                &targets.nvme_tcp.subsystem().counters().authentications_failed,
+            ),
         },
     ]
 }

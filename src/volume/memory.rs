@@ -14,7 +14,6 @@
 //! [`MemoryVolume::hold`] (futures wait until released).
 
 use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -31,6 +30,7 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::observe::requests::Requests;
+use crate::secret::HostKeys;
 use crate::units::BLOCK_BYTES;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::bytes_u64;
@@ -568,8 +568,8 @@ fn patched(page: Option<&Bytes>, within: usize, part: &[u8]) -> Bytes {
 pub struct MemoryDirectory {
     /// Guards the table for one lookup.
     volumes: RwLock<BTreeMap<String, VolumeRef>>,
-    /// Hosts that may connect from anywhere, by NQN.
-    hosts: RwLock<BTreeSet<String>>,
+    /// Hosts that may connect from anywhere, by NQN, with what they authenticate by.
+    hosts: RwLock<BTreeMap<String, Option<HostKeys>>>,
     changed: watch::Sender<u64>,
 }
 
@@ -597,11 +597,17 @@ impl MemoryDirectory {
     pub fn set_host(&self, nqn: &str, known: bool) {
         let mut hosts = self.hosts.write();
         if known {
-            hosts.insert(nqn.to_owned());
+            hosts.entry(nqn.to_owned()).or_default();
         } else {
             hosts.remove(nqn);
         }
         drop(hosts);
+        self.announce();
+    }
+
+    /// Gives a host keys, or none, and lets it connect from anywhere.
+    pub fn set_host_keys(&self, nqn: &str, keys: Option<HostKeys>) {
+        self.hosts.write().insert(nqn.to_owned(), keys);
         self.announce();
     }
 
@@ -621,7 +627,11 @@ impl VolumeDirectory for MemoryDirectory {
     }
 
     fn knows_host(&self, nqn: &str) -> bool {
-        self.hosts.read().contains(nqn)
+        self.hosts.read().contains_key(nqn)
+    }
+
+    fn host_keys(&self, nqn: &str) -> Option<HostKeys> {
+        self.hosts.read().get(nqn).cloned().flatten()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

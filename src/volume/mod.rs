@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::env::LocalBoxFuture;
 use crate::error::Result;
 use crate::observe::requests::Requests;
+use crate::secret::HostKeys;
 
 pub mod memory;
 pub mod pod;
@@ -178,6 +179,8 @@ pub trait VolumeDirectory: Send + Sync {
     fn list(&self) -> Vec<VolumeRef>;
     /// Whether a host of that NQN was added, so that it may connect from anywhere.
     fn knows_host(&self, nqn: &str) -> bool;
+    /// The keys by which that host authenticates; `None`: it need not.
+    fn host_keys(&self, nqn: &str) -> Option<HostKeys>;
     /// Changes whenever a volume was added, resized or removed, or what hosts are served, after it
     /// can be seen.
     fn changes(&self) -> watch::Receiver<u64>;

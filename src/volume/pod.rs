@@ -37,6 +37,7 @@ use crate::observe::task::Tasks;
 use crate::pool::member::Health;
 use crate::pool::member::Member;
 use crate::pool::scrub::UnitPlace;
+use crate::secret::HostKeys;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::LayerId;
 use crate::units::format_size;
@@ -378,11 +379,12 @@ impl Pod {
         }
     }
 
-    /// Lets a host connect from anywhere; durable when it returns.
+    /// Lets a host connect from anywhere, once it has proven that it has its key, if it is given
+    /// one; durable when it returns.
     ///
     /// # Errors
     /// `InvalidRequest` for what is not an NQN, `Exists`, `NoSpace` if there are [`HOSTS_MAX`].
-    pub async fn add_host(&self, nqn: &str) -> Result<()> {
+    pub async fn add_host(&self, nqn: &str, dhchap: Option<HostKeys>) -> Result<()> {
         const OP: &str = "add host";
         weft_api::check_nqn(nqn)
             .map_err(|reason| Error::new(ErrorKind::InvalidRequest, OP).context(reason))?;
@@ -394,10 +396,22 @@ impl Pod {
             return Err(Error::new(ErrorKind::NoSpace, OP)
                 .context(format_args!("a pod has at most {HOSTS_MAX} hosts: remove one")));
         }
-        let change = CatalogChange::AddHost(HostRecord { nqn: nqn.to_owned() });
+        let change = CatalogChange::AddHost(HostRecord { nqn: nqn.to_owned(), dhchap });
         self.engine.change_catalog(&change).await?;
         self.announce();
         Ok(())
+    }
+
+    /// Gives a host keys in place of those before, or none; durable when it returns. Connections
+    /// that are there stay; each new one, and each authentication anew, is by the new keys.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn set_host_keys(&self, nqn: &str, dhchap: Option<HostKeys>) -> Result<()> {
+        let _one_at_a_time = self.changes.lock().await;
+        self.check_host_known(nqn, "set the keys of a host")?;
+        let change = CatalogChange::SetHostKeys { nqn: nqn.to_owned(), dhchap };
+        self.engine.change_catalog(&change).await.map(drop)
     }
 
     /// Takes a host out, and off every volume's list; durable when it returns, and its connections
@@ -429,6 +443,13 @@ impl Pod {
     #[must_use]
     pub fn hosts(&self) -> Vec<String> {
         self.engine.with_catalog(|catalog| catalog.hosts.keys().cloned().collect())
+    }
+
+    /// The same with their keys.
+    #[must_use]
+    pub fn hosts_with_keys(&self) -> Vec<(String, Option<HostKeys>)> {
+        let host = |host: &HostRecord| (host.nqn.clone(), host.dhchap.clone());
+        self.engine.with_catalog(|catalog| catalog.hosts.values().map(host).collect())
     }
 
     /// Tells those who watch that a volume was added, resized or removed, or who is served what.
@@ -567,6 +588,10 @@ impl VolumeDirectory for Pod {
 
     fn knows_host(&self, nqn: &str) -> bool {
         self.engine.with_catalog(|catalog| catalog.hosts.contains_key(nqn))
+    }
+
+    fn host_keys(&self, nqn: &str) -> Option<HostKeys> {
+        self.engine.with_catalog(|catalog| catalog.hosts.get(nqn)?.dhchap.clone())
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

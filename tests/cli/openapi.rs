@@ -140,6 +140,11 @@ fn answers_are_as_described() {
         ask("get", path, path, "");
     }
     ask("get", "/v1/events", "/v1/events?after=1", "");
+    const KEY: &str = "DHHC-1:01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
+    let keys = json!({ "key": KEY, "ctrl_key": KEY }).to_string();
+    ask("put", "/v1/hosts/{nqn}/dhchap", &format!("/v1/hosts/{NQN}/dhchap"), &keys);
+    ask("get", "/v1/hosts", "/v1/hosts", "");
+    ask("delete", "/v1/hosts/{nqn}/dhchap", &format!("/v1/hosts/{NQN}/dhchap"), "");
     ask("delete", "/v1/hosts/{nqn}", &format!("/v1/hosts/{NQN}"), "");
     ask("delete", "/v1/volumes/{name}", "/v1/volumes/db", "");
     node.stop();

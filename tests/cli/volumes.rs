@@ -84,6 +84,69 @@ fn hosts_are_added_and_a_volume_is_for_some_of_them() {
 }
 
 #[test]
+fn hosts_get_keys_that_nothing_shows() {
+    let scratch = Scratch::new();
+    let node = Node::start(&scratch, &scratch.small());
+    let nqn = "nqn.2014-08.org.example:one";
+    let made = |hash: &str| {
+        let key = weft(&["host", "key", "--hash", hash]);
+        assert_eq!(key.code, Some(0), "{key:?}");
+        key.out
+    };
+    let (key, ctrl) = (made("none"), made("sha512"));
+    assert!(key.starts_with("DHHC-1:00:") && ctrl.starts_with("DHHC-1:03:"));
+    assert_ne!(made("none"), key);
+    let (key_file, ctrl_file) = (scratch.path("key"), scratch.path("ctrl"));
+    std::fs::write(&key_file, &key).expect("written");
+    std::fs::write(&ctrl_file, &ctrl).expect("written");
+    let (key_file, ctrl_file) = (text(&key_file), text(&ctrl_file));
+
+    let mut shown = String::new();
+    let mut run = |arguments: &[&str]| {
+        let done = node.weft(arguments);
+        assert_eq!(done.code, Some(0), "{done:?}");
+        shown += &done.out;
+        shown += &done.err;
+        done.out
+    };
+    let added = run(&["host", "add", nqn, "--dhchap-key-file", key_file]);
+    assert!(added.contains("host (none)"), "{added}");
+    let both =
+        ["host", "set", nqn, "--dhchap-key-file", key_file, "--dhchap-ctrl-key-file", ctrl_file];
+    assert!(run(&both).contains("host (none) + ctrl (sha512)"));
+    assert!(run(&["host", "list"]).contains("host (none) + ctrl (sha512)"));
+    assert!(run(&["export", "show", "vol0"]).contains("--dhchap-ctrl-secret"));
+    let listed = run(&["host", "list", "-o", "json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    let expected = serde_json::json!({ "key_hash": "none", "ctrl_key_hash": "sha512" });
+    assert_eq!(listed[0]["dhchap"], expected);
+    run(&["event", "list", "-o", "json"]);
+    run(&["host", "set", nqn, "--no-dhchap"]);
+    assert_eq!(node.json(&["host", "list"]), serde_json::json!([{ "nqn": nqn }]));
+
+    std::fs::write(scratch.path("wrong"), key.replace(":00:", ":02:")).expect("written");
+    for (arguments, words) in [
+        (&["--dhchap-key-file", text(&scratch.path("wrong"))][..], "for 02 it has 48"),
+        (&["--dhchap-key-file", text(&scratch.path("nowhere"))], "nowhere"),
+        (&["--dhchap-ctrl-key-file", ctrl_file], "--dhchap-key-file"),
+        (&["--dhchap-key-file", key_file, "--no-dhchap"], "cannot be used"),
+        (&[], "--no-dhchap"),
+    ] {
+        let done = node.weft(&[&["host", "set", nqn][..], arguments].concat());
+        assert_eq!(done.code, Some(2), "{arguments:?}: {done:?}");
+        assert!(done.err.contains(words), "{arguments:?}: {done:?}");
+        shown += &done.err;
+    }
+    let unknown = node.weft(&["host", "set", "nqn.x", "--no-dhchap"]);
+    assert_eq!(unknown.code, Some(4), "{unknown:?}");
+    for written in [key, ctrl] {
+        let secret = written.split(':').nth(2).expect("between colons");
+        assert!(!shown.contains(secret), "a key is shown: {shown}");
+    }
+    node.stop();
+}
+
+#[test]
 fn every_refusal_has_its_exit_code() {
     let scratch = Scratch::new();
     let node = Node::start(&scratch, &scratch.small());

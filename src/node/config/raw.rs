@@ -86,6 +86,8 @@ pub(super) struct Nvme {
     pub(super) controller_id_min: Given<usize>,
     pub(super) controller_id_max: Given<usize>,
     pub(super) unknown_hosts: Given<String>,
+    pub(super) dhchap_hashes: Given<Vec<String>>,
+    pub(super) dhchap_groups: Given<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -27,6 +27,9 @@ use super::TlsConfig;
 use super::Wrong;
 use super::raw;
 use crate::observe::log::Format;
+use crate::secret::Hash;
+use crate::target::nvmf::auth::Policy;
+use crate::target::nvmf::auth::groups::Group;
 use crate::target::nvmf::subsystem::CONTROLLER_ID_MAX;
 use crate::target::nvmf::subsystem::DISCOVERY_NQN;
 use crate::target::nvmf::subsystem::UnknownHosts;
@@ -242,7 +245,34 @@ fn nvme(raw: raw::Nvme) -> Result<NvmeConfig, Wrong> {
             return Err(wrong(unknown_at, "nvme.unknown_hosts", reason));
         }
     };
-    Ok(NvmeConfig { subsystem_nqn, controller_ids: id(least)..=id(most), unknown_hosts })
+    let all = Policy::default();
+    let authentication = Policy {
+        hashes: some_of("nvme.dhchap_hashes", raw.dhchap_hashes, &all.hashes, Hash::name)?,
+        groups: some_of("nvme.dhchap_groups", raw.dhchap_groups, &all.groups, Group::name)?,
+    };
+    let controller_ids = id(least)..=id(most);
+    Ok(NvmeConfig { subsystem_nqn, controller_ids, unknown_hosts, authentication })
+}
+
+/// Those named, at least one, in their order; all if nothing is given.
+fn some_of<T: Copy>(
+    key: &'static str,
+    given: Given<Vec<String>>,
+    all: &[T],
+    name: fn(T) -> &'static str,
+) -> Result<Vec<T>, Wrong> {
+    let (names, at) = split(given);
+    let Some(names) = names else { return Ok(all.to_vec()) };
+    let find = |given: &String| all.iter().copied().find(|one| name(*one) == given);
+    if let Some(other) = names.iter().find(|given| find(given).is_none()) {
+        let known: Vec<_> = all.iter().map(|one| name(*one)).collect();
+        let reason = format!("'{other}' is none of {}", known.join(", "));
+        return Err(wrong(at, key, reason));
+    }
+    if names.is_empty() {
+        return Err(wrong(at, key, "needs at least one, or no host could authenticate"));
+    }
+    Ok(names.iter().filter_map(find).collect())
 }
 
 fn nvme_tcp(raw: raw::NvmeTcp, listen: Option<SocketAddr>) -> Result<NvmeTcpConfig, Wrong> {

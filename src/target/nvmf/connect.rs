@@ -39,6 +39,8 @@ pub struct Connected {
     pub qid: u16,
     /// Its entries, counted from 0.
     pub entries: u16,
+    /// Whether the host has to authenticate before it is served: it has a key.
+    pub authenticate: bool,
 }
 
 /// A refusal, and the result that says what was wrong.
@@ -98,7 +100,9 @@ pub fn connect(
     } else {
         io_queue(subsystem, qid, data.controller_id, &identity)?
     };
-    Ok(Connected { controller, qid, entries })
+    // Discovery tells nobody more than its name lets it see.
+    let authenticate = kind == Kind::Io && subsystem.host_keys(data.host_nqn).is_some();
+    Ok(Connected { controller, qid, entries, authenticate })
 }
 
 fn admin_queue(

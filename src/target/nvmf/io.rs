@@ -17,6 +17,7 @@ use weft_api::Operation;
 
 use crate::env::LocalBoxFuture;
 use crate::error::Result as VolumeResult;
+use crate::target::nvmf::auth::Power;
 use crate::target::nvmf::fused::Both;
 use crate::target::nvmf::identify::TRANSFER_BYTES_MAX;
 use crate::target::nvmf::queue::Transfer;
@@ -298,6 +299,13 @@ pub enum Work {
     },
     /// A change of reservations, which goes on when this is dropped.
     Change(LocalBoxFuture<Result<(), Status>>),
+    /// A step of an authentication, for a command with room for so many bytes.
+    Compute {
+        /// What is computed.
+        power: LocalBoxFuture<Result<Power, Status>>,
+        /// As the command said.
+        room: u32,
+    },
 }
 
 /// What it came to.
@@ -308,6 +316,8 @@ pub enum Outcome {
     Done,
     /// What was to be compared is not what is stored.
     Differs,
+    /// What a step of an authentication came to, and the room of its command.
+    Computed(Power, u32),
 }
 
 impl Future for Work {
@@ -341,6 +351,9 @@ impl Future for Work {
                 })
             }
             Self::Change(change) => ready!(change.as_mut().poll(cx)).map(|()| Outcome::Done),
+            Self::Compute { power, room } => {
+                ready!(power.as_mut().poll(cx)).map(|power| Outcome::Computed(power, *room))
+            }
         })
     }
 }

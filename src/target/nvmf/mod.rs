@@ -5,6 +5,7 @@
 //! | [`wire`] | queue entries: bytes to types and back |
 //! | [`subsystem`], [`controller`] | what all connections share |
 //! | [`connect`] | who is let in |
+//! | [`auth`] | how hosts prove who they are |
 //! | [`queue`] | one queue's commands and completions, without I/O |
 //! | [`admin`], [`identify`], [`log_page`] | the admin queue's commands |
 //! | [`io`], [`fused`] | commands on namespaces |
@@ -17,6 +18,7 @@
 //! met and what is refused: `docs/spec/nvme-tcp.md`.
 
 pub mod admin;
+pub mod auth;
 pub mod connect;
 pub mod controller;
 pub mod fused;

@@ -5,6 +5,7 @@
 //! * Every command gets exactly one completion, but for event requests when the controller is
 //!   reset or ends. (NVMe Base 1.4, 5.2)
 //! * Until its Connect has succeeded, a queue takes nothing else. (NVMe-oF 1.1, 3.3)
+//! * Until a host that has a key has proven it, the queue takes nothing but what authenticates.
 //! * Dropping the admin queue removes its controller, which ends the I/O queues.
 
 use std::future::Future;
@@ -25,6 +26,11 @@ use crate::target::connections;
 use crate::target::nvmf::admin;
 use crate::target::nvmf::admin::Admin;
 use crate::target::nvmf::admin::Answer;
+use crate::target::nvmf::auth;
+use crate::target::nvmf::auth::Authentication;
+use crate::target::nvmf::auth::Names;
+use crate::target::nvmf::auth::Next;
+use crate::target::nvmf::auth::Step;
 use crate::target::nvmf::connect;
 use crate::target::nvmf::connect::CONNECT_DATA_BYTES;
 use crate::target::nvmf::controller::Controller;
@@ -53,6 +59,9 @@ use crate::volume::Piece;
 
 /// What the queue head reads where there is no flow control. (NVMe-oF 1.1, 2.4)
 const SQ_HEAD_NONE: u16 = 0xffff;
+
+/// In the result of a Connect: the host has to authenticate (ATR). (NVMe Base 2.2, 6.3)
+const AUTHENTICATION_REQUIRED: u64 = 1 << 17;
 
 /// The data a command moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +92,8 @@ pub struct Queue {
     namespaces: Namespaces,
     changes: watch::Receiver<u64>,
     role: Role,
+    /// `None` until connected, and for discovery.
+    authentication: Option<Box<Authentication>>,
     id: u16,
     /// Counted from 0.
     entries: u16,
@@ -125,6 +136,7 @@ impl Queue {
             subsystem,
             path,
             role: Role::Fresh,
+            authentication: None,
             id: 0,
             entries: 0,
             head: 0,
@@ -160,6 +172,26 @@ impl Queue {
     #[must_use]
     pub fn is_admin(&self) -> bool {
         matches!(self.role, Role::Admin(..))
+    }
+
+    /// Whether the host is served: it has no key, or has proven it.
+    #[must_use]
+    pub fn granted(&self) -> bool {
+        self.authentication.as_ref().is_none_or(|authentication| authentication.granted())
+    }
+
+    /// Whether the host may authenticate: it has to, or it has a key and may do so again.
+    fn authenticates(&self) -> bool {
+        let has_keys = |controller: &Arc<Controller>| {
+            self.subsystem.host_keys(&controller.identity().host_nqn).is_some()
+        };
+        !self.granted() || self.controller().is_some_and(has_keys)
+    }
+
+    /// Whether the host was told that its authentication failed: the connection is to end.
+    #[must_use]
+    pub fn over(&self) -> bool {
+        self.authentication.as_ref().is_some_and(|authentication| authentication.over())
     }
 
     /// Commands a host may have outstanding.
@@ -198,6 +230,9 @@ impl Queue {
     }
 
     fn accepted_transfer(&self, sqe: &Sqe) -> Result<Transfer, Status> {
+        if let Some(decided) = self.authentication_transfer(sqe) {
+            return decided;
+        }
         let is_fabrics = sqe.opcode() == opcode::FABRICS;
         let controller = match &self.role {
             Role::Fresh if is_fabrics && sqe.fabrics_type() == fabrics_type::CONNECT => {
@@ -229,6 +264,23 @@ impl Queue {
             Role::Admin(..) if sqe.fuse() != 0 => Err(Status::INVALID_FIELD),
             Role::Admin(..) => admin::transfer(sqe),
             Role::Io(_) | Role::Fresh => io::transfer(&self.namespaces, sqe),
+        }
+    }
+
+    /// What a command that authenticates moves, or that others have to wait for it; `None`: it has
+    /// nothing to do with authentication.
+    fn authentication_transfer(&self, sqe: &Sqe) -> Option<Result<Transfer, Status>> {
+        let authentication = self.authentication.as_ref()?;
+        let is_fabrics = sqe.opcode() == opcode::FABRICS;
+        match sqe.fabrics_type() {
+            fabrics_type::AUTHENTICATION_SEND if is_fabrics && self.authenticates() => {
+                Some(auth::transfer_bytes(sqe).map(Transfer::FromHost))
+            }
+            fabrics_type::AUTHENTICATION_RECEIVE if is_fabrics && self.authenticates() => {
+                Some(auth::transfer_bytes(sqe).map(Transfer::ToHost))
+            }
+            _ if authentication.granted() => None,
+            _ => Some(Err(Status::AUTHENTICATION_REQUIRED)),
         }
     }
 
@@ -275,10 +327,14 @@ impl Queue {
         // It was checked when it came, but the namespace may have shrunk or gone since then.
         self.refresh();
         if sqe.opcode() == opcode::FABRICS {
-            self.fabrics(sqe, &data, out);
-            return None;
+            return self.fabrics(sqe, &data, out);
         }
         match &mut self.role {
+            // It was accepted before an authentication anew that failed.
+            _ if self.authentication.as_ref().is_some_and(|host| !host.granted()) => {
+                self.fail(sqe.cid(), Status::AUTHENTICATION_REQUIRED, out);
+                None
+            }
             Role::Fresh => {
                 self.fail(sqe.cid(), Status::SEQUENCE_ERROR, out);
                 None
@@ -351,6 +407,12 @@ impl Queue {
                 self.fail(cid, Status::FUSED_FAILED, out);
             }
             Ok(Outcome::Differs) => self.fail(cid, Status::COMPARE_FAILURE, out),
+            Ok(Outcome::Computed(power, room)) => {
+                if let Some(authentication) = &mut self.authentication {
+                    let step = authentication.computed(power, room);
+                    self.authenticated(cid, step, out);
+                }
+            }
             Err(status) => self.fail(cid, status, out),
         }
     }
@@ -393,11 +455,16 @@ impl Queue {
         }
     }
 
-    fn fabrics(&mut self, sqe: &Sqe, data: &[u8], out: &mut impl Responder) {
+    fn fabrics(&mut self, sqe: &Sqe, data: &[u8], out: &mut impl Responder) -> Option<InFlight> {
         let cid = sqe.cid();
+        if let fabrics_type::AUTHENTICATION_SEND | fabrics_type::AUTHENTICATION_RECEIVE =
+            sqe.fabrics_type()
+        {
+            return self.authenticate(sqe, data, out);
+        }
         let Role::Admin(controller, admin) = &mut self.role else {
             self.connect(sqe, data, out);
-            return;
+            return None;
         };
         let eight_bytes = sqe.u8(40) & 7 == 1;
         let offset = sqe.u32(44);
@@ -412,7 +479,50 @@ impl Queue {
                 0
             })
         };
-        self.answer(cid, answer.map(Answer::Done), out);
+        self.answer(cid, answer.map(Answer::Done), out)
+    }
+
+    fn authenticate(
+        &mut self,
+        sqe: &Sqe,
+        data: &[u8],
+        out: &mut impl Responder,
+    ) -> Option<InFlight> {
+        let (cid, room) = (sqe.cid(), sqe.u32(44));
+        let keys = self
+            .controller()
+            .and_then(|controller| self.subsystem.host_keys(&controller.identity().host_nqn));
+        let next = match &mut self.authentication {
+            None => Err(Status::INVALID_OPCODE),
+            Some(authentication) => match sqe.fabrics_type() {
+                fabrics_type::AUTHENTICATION_RECEIVE => authentication.receive(room),
+                _ => authentication.send(data, keys, self.subsystem.authentication()),
+            },
+        };
+        match next {
+            Err(status) => self.fail(cid, status, out),
+            Ok(Next::Now(step)) => self.authenticated(cid, step, out),
+            Ok(Next::Compute(power)) => {
+                let power = Box::pin(self.subsystem.exponentiations().run(power));
+                let work = Work::Compute { power, room };
+                return self.answer(cid, Ok(Answer::Work(work)), out);
+            }
+        }
+        None
+    }
+
+    /// Completes a command that authenticates.
+    fn authenticated(&mut self, cid: u16, step: Step, out: &mut impl Responder) {
+        if let (Step::Failed(_) | Step::GivenUp(_), Some(controller)) = (&step, self.controller()) {
+            auth::report(&self.subsystem, controller.identity(), self.path.host, &step);
+        }
+        match step {
+            Step::Done | Step::Failed(_) | Step::GivenUp(_) => self.done(cid, 0, out),
+            Step::Message(message) => {
+                let cqe = self.cqe(cid, Status::SUCCESS, 0);
+                out.data(cqe, &mut vec![Piece::Data(message.into())]);
+            }
+        }
     }
 
     fn connect(&mut self, sqe: &Sqe, data: &[u8], out: &mut impl Responder) {
@@ -428,7 +538,16 @@ impl Queue {
                     kind = ?identity.kind,
                     "NVMe queue connected"
                 );
-                let result = u64::from(controller.id());
+                let mut result = u64::from(controller.id());
+                if identity.kind == Kind::Io {
+                    let required = connected.authenticate;
+                    result |= if required { AUTHENTICATION_REQUIRED } else { 0 };
+                    let names = Names {
+                        host_nqn: identity.host_nqn.clone(),
+                        subsystem_nqn: identity.subsystem_nqn.clone(),
+                    };
+                    self.authentication = Some(Box::new(Authentication::new(names, required)));
+                }
                 self.namespaces =
                     self.subsystem.namespaces(&identity.host_nqn).used_by(identity.host());
                 self.id = connected.qid;

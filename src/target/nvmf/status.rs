@@ -79,6 +79,8 @@ statuses! {
     CONNECT_INVALID = DO_NOT_RETRY | 0x182;
     /// Connect: Invalid Host. Worth a retry: it may be added.
     CONNECT_INVALID_HOST = 0x184;
+    /// Authentication Required.
+    AUTHENTICATION_REQUIRED = DO_NOT_RETRY | 0x191;
     /// Write Fault.
     WRITE_FAULT = 0x280;
     /// Unrecovered Read Error.

@@ -17,6 +17,9 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use crate::secret::HostKeys;
+use crate::target::nvmf::auth::Policy;
+use crate::target::nvmf::auth::elsewhere::Exponentiations;
 use crate::target::nvmf::controller::Controller;
 use crate::target::nvmf::controller::Identity;
 use crate::target::nvmf::controller::Kind;
@@ -49,6 +52,8 @@ pub struct SubsystemOptions {
     pub unknown_hosts: UnknownHosts,
     /// Addresses the discovery log names; empty: the one the host itself used.
     pub advertised: Vec<SocketAddr>,
+    /// How hosts with a key may authenticate.
+    pub authentication: Policy,
 }
 
 impl SubsystemOptions {
@@ -61,6 +66,7 @@ impl SubsystemOptions {
             controller_ids: 1..=CONTROLLER_ID_MAX,
             unknown_hosts: UnknownHosts::Loopback,
             advertised: Vec::new(),
+            authentication: Policy::default(),
         }
     }
 }
@@ -83,6 +89,8 @@ pub struct Subsystem {
     controller_ids: RangeInclusive<u16>,
     unknown_hosts: UnknownHosts,
     advertised: Vec<SocketAddr>,
+    authentication: Policy,
+    exponentiations: Exponentiations,
     directory: Arc<dyn VolumeDirectory>,
     /// Guards the table for one lookup or change.
     controllers: Mutex<Controllers>,
@@ -109,6 +117,8 @@ pub struct IoCounters {
     pub bytes_written: AtomicU64,
     /// Commands of any kind answered with an error.
     pub errors: AtomicU64,
+    /// Authentications that failed, for whatever reason.
+    pub authentications_failed: AtomicU64,
 }
 
 /// A volume as hosts see it.
@@ -177,6 +187,8 @@ impl Subsystem {
             controller_ids: options.controller_ids,
             unknown_hosts: options.unknown_hosts,
             advertised: options.advertised,
+            authentication: options.authentication,
+            exponentiations: Exponentiations::default(),
             directory,
             controllers: Mutex::default(),
             counters: IoCounters::default(),
@@ -199,6 +211,24 @@ impl Subsystem {
     #[must_use]
     pub fn advertised(&self) -> &[SocketAddr] {
         &self.advertised
+    }
+
+    /// The keys of a host, as they are now; `None`: it need not authenticate.
+    #[must_use]
+    pub fn host_keys(&self, host_nqn: &str) -> Option<HostKeys> {
+        self.directory.host_keys(host_nqn)
+    }
+
+    /// How hosts may authenticate.
+    #[must_use]
+    pub fn authentication(&self) -> &Policy {
+        &self.authentication
+    }
+
+    /// Where what takes long is computed.
+    #[must_use]
+    pub fn exponentiations(&self) -> &Exponentiations {
+        &self.exponentiations
     }
 
     /// What hosts did.

@@ -246,6 +246,10 @@ impl<S: ByteStream> Connection<S> {
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Turn, End> {
         let completed = self.take_completed(cx);
         let taken = self.take_events(cx)?;
+        if self.queue.over() && !self.input_ended {
+            // The host learns why, and no more.
+            self.stop();
+        }
         let full = taken.full || self.out.is_full();
         let sent = self.send(cx)?;
         Ok(Turn { moved: completed || taken.moved || sent, full })

@@ -9,7 +9,8 @@
 //! | [`framing`], [`outbox`] | commands in, answers out, without I/O |
 //! | [`connection`] | the loop that joins them with a queue and a socket |
 //!
-//! TLS and authentication are not built: who can connect is let in.
+//! TLS is not built: what hosts that have a key prove, they prove of a connection that others may
+//! read.
 
 use std::future::pending;
 use std::future::poll_fn;
@@ -30,6 +31,7 @@ use crate::observe::event;
 use crate::target::connections::Connections;
 use crate::target::connections::Identity;
 use crate::target::handshakes::Handshakes;
+use crate::target::handshakes::Slot;
 use crate::target::nvmf::controller::Life;
 use crate::target::nvmf::queue::Queue;
 use crate::target::nvmf::subsystem::Subsystem;
@@ -196,10 +198,10 @@ impl NvmeTcpTarget {
         let counts = Arc::clone(tracked.counts());
         let mut connection = Connection::new(socket, queue, limits, counts);
         let end = match self.until_connected(&mut connection, &mut stopping).await {
-            Some(end) => end,
-            None => {
+            Err(end) => end,
+            Ok(slot) => {
                 tracked.identify(identity(connection.queue()));
-                self.until_end(&mut connection, &mut stopping).await
+                self.until_end(&mut connection, &mut stopping, slot).await
             }
         };
         match &end {
@@ -221,12 +223,13 @@ impl NvmeTcpTarget {
         }
     }
 
-    /// Serves until a queue is connected, or to an earlier end.
+    /// Serves until a queue is connected, or to an earlier end. Its slot among handshakes is its own
+    /// until it is also granted.
     async fn until_connected<S: ByteStream>(
         &self,
         connection: &mut Connection<S>,
         stopping: &mut watch::Receiver<bool>,
-    ) -> Option<End> {
+    ) -> Result<Slot, End> {
         let mut slot = self.handshakes.begin();
         let connected = poll_fn(|cx| match connection.poll_serve(cx) {
             Poll::Ready(end) => Poll::Ready(Some(end)),
@@ -235,22 +238,22 @@ impl NvmeTcpTarget {
         });
         tokio::select! {
             biased;
-            ended = connected => ended,
-            _ = stopping.wait_for(|stopping| *stopping) => Some(End::Clean),
-            () = slot.evicted() => Some(End::Clean),
-            () = time::sleep(self.options.handshake_timeout) => {
-                Some(End::Io(io::ErrorKind::TimedOut.into()))
-            }
+            ended = connected => ended.map_or(Ok(slot), Err),
+            _ = stopping.wait_for(|stopping| *stopping) => Err(End::Clean),
+            () = slot.evicted() => Err(End::Clean),
+            () = time::sleep(self.options.handshake_timeout) => Err(timed_out()),
         }
     }
 
     /// Serves a connected queue, while watching for the end of the controller or of the node, for
-    /// changed namespaces, and for a host that has fallen silent.
+    /// changed namespaces, for a host that has fallen silent, and for one that does not authenticate.
     async fn until_end<S: ByteStream>(
         &self,
         connection: &mut Connection<S>,
         stopping: &mut watch::Receiver<bool>,
+        slot: Slot,
     ) -> End {
+        let mut proof = Proof { slot: Some(slot), until: None };
         let controller = Arc::clone(connection.queue().controller().expect("just connected"));
         let is_admin = connection.queue().is_admin();
         let mut life = controller.life();
@@ -276,9 +279,17 @@ impl NvmeTcpTarget {
             if is_admin {
                 connection.send_events();
             }
+            let granted = connection.queue().granted();
+            proof.look(granted, self.options.handshake_timeout);
+            let served = poll_fn(|cx| match connection.poll_serve(cx) {
+                Poll::Ready(end) => Poll::Ready(Some(end)),
+                Poll::Pending if connection.queue().granted() != granted => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            });
             tokio::select! {
                 biased;
-                end = poll_fn(|cx| connection.poll_serve(cx)) => return end,
+                end = served => if let Some(end) = end { return end },
+                end = proof.missed() => return end,
                 // The senders live in the controller and in `self`, so these end by changes only.
                 _ = life.changed() => {}
                 _ = stopping.changed(), if deadline.is_none() => {}
@@ -299,10 +310,54 @@ impl NvmeTcpTarget {
                     look_at = time::Instant::now() + look_after(silence_max);
                 }
                 () = time::sleep_until(deadline.unwrap_or_else(time::Instant::now)),
-                    if deadline.is_some() => return End::Io(io::ErrorKind::TimedOut.into()),
+                    if deadline.is_some() => return timed_out(),
             }
         }
     }
+}
+
+/// What a connected host still owes: that it authenticates, in time and while there is a slot.
+struct Proof {
+    /// Until it is granted for the first time.
+    slot: Option<Slot>,
+    /// When it must be granted; `None` while it is.
+    until: Option<time::Instant>,
+}
+
+impl Proof {
+    /// Takes note of whether the queue is granted now.
+    fn look(&mut self, granted: bool, timeout: Duration) {
+        if granted {
+            *self = Self { slot: None, until: None };
+        } else {
+            self.until.get_or_insert_with(|| time::Instant::now() + timeout);
+        }
+    }
+
+    /// Completes when the host is to be cut off; never while it is granted.
+    async fn missed(&mut self) -> End {
+        let evicted = async {
+            match &mut self.slot {
+                Some(slot) => slot.evicted().await,
+                None => pending().await,
+            }
+        };
+        let too_late = async {
+            match self.until {
+                Some(until) => time::sleep_until(until).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = evicted => End::Clean,
+            () = too_late => timed_out(),
+        }
+    }
+}
+
+fn timed_out() -> End {
+    End::Io(io::ErrorKind::TimedOut.into())
 }
 
 /// Who has connected the queue.
