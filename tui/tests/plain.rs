@@ -64,11 +64,11 @@ fn csv_has_as_many_cells_as_its_header() {
 }
 
 #[test]
-fn the_readme_has_every_column() {
-    let readme = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-    let readme = std::fs::read_to_string(readme).expect("the README");
+fn the_console_page_has_every_column() {
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/console.md");
+    let page = std::fs::read_to_string(page).expect("the page");
     for column in CSV_HEADER.split(',') {
-        assert!(readme.contains(&format!("`{column}`")), "{column}");
+        assert!(page.contains(&format!("`{column}`")), "{column}");
     }
 }
 
