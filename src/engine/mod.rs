@@ -368,7 +368,8 @@ impl Engine {
         }
     }
 
-    /// Ends a scrub, refuses new entries, waits for those under way, drains the buffer and writes a checkpoint.
+    /// Ends a scrub, refuses new entries, waits for those under way, drains the buffer and writes a
+    /// checkpoint.
     ///
     /// # Errors
     /// The last checkpoint's. Nothing acknowledged is lost: the next start replays the journal.
