@@ -304,6 +304,13 @@ def generate(name, server, arguments, seconds):
     return {**found, "others": max(0, others / elapsed * 100)}
 
 
+def timing_cost_ns():
+    """Nanoseconds that timing costs a request, by requests in a batch (examples/timing_cost.rs)."""
+    text = subprocess.check_output(pinned(SERVER_CPU, [os.path.join(EXAMPLES, "timing_cost")]))
+    found = re.findall(r"batch of (\d+): ([\d.]+) ns", text.decode())
+    return {int(requests): float(ns) for requests, ns in found}
+
+
 def machine_cpu_seconds():
     """Processor time of everything since the machine started."""
     with open("/proc/stat", encoding="ascii") as file:
@@ -323,10 +330,13 @@ def medians(results):
 
 
 def interleave(cases, rounds):
-    """Runs each of `cases` (name → function) in turn, `rounds` times; medians by name."""
+    """Runs each of `cases` (name → function) in turn, `rounds` times; medians by name.
+
+    Every other round runs backwards, so that none gains by its place.
+    """
     results = {name: [] for name in cases}
     for number in range(rounds):
-        for name, run in cases.items():
+        for name, run in list(cases.items())[::-1 if number % 2 else 1]:
             results[name].append(run())
             say(f"round {number + 1} of {rounds}, {name}: " + ", ".join(
                 f"{key} {value:,.1f}" for key, value in results[name][-1].items()))
