@@ -6,8 +6,8 @@
 //! for a batch, and nothing else.
 
 use std::sync::Arc;
-use std::time::Instant;
 
+use tokio::time::Instant;
 use weft::observe::requests::Requests;
 use weft::target::timing::Timing;
 use weft_api::FrontEnd;
@@ -35,8 +35,8 @@ fn ns_per_request(requests: u32) -> f64 {
         for _ in 0..requests {
             timing.answered(&counted, Operation::Read, 4096);
         }
-        let ready = tokio::time::Instant::now();
-        timing.sent(ready, tokio::time::Instant::now());
+        let ready = Instant::now();
+        timing.sent(ready, Instant::now());
     }
     let ns = start.elapsed().as_secs_f64() * 1e9;
     ns / f64::from(BATCHES) / f64::from(requests)
