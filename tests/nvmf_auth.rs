@@ -35,10 +35,12 @@ use host::HOST_NQN;
 use host::Host;
 use host::READ;
 use host::Served;
+use host::WRITE;
 use host::connect_data;
 use host::connect_sqe;
 use host::ended;
 use host::io;
+use host::kind;
 use host::run;
 use host::serve;
 use host::sqe;
@@ -455,6 +457,30 @@ fn hosts_authenticate_anew_while_they_are_served() {
         assert_eq!(result, u32::from(id));
         assert_eq!(queue.read(3, 8, 1).await, [7; 512]);
         assert_eq!(status_of(&mut queue, &Host::authentication(6, 3, 4096)).await, 0x4001);
+    });
+}
+
+#[test]
+fn a_write_whose_data_comes_after_a_failure_is_not_made() {
+    run(async {
+        let (served, secrets) = served(false);
+        let (mut host, id, _session) = admin(&served).await;
+        host.authenticate(&secrets, 1, 0).await;
+        host.set_property(0x14, 0x0046_0001).await;
+        let (mut queue, _, _io_session) = connected(&served, 1, id).await;
+        queue.authenticate(&secrets, 1, 0).await;
+        queue.command(&io(WRITE, 2, 8, 32), &[]).await;
+        let r2t = queue.next().await;
+        assert_eq!((r2t.kind, r2t.u16(0)), (kind::R2T, 2));
+        queue.auth_send(&success2(7)).await;
+        let data = queue.h2c(2, r2t.u16(2), 0, &[7; 32 * 512], true);
+        queue.send(&data).await;
+        assert_eq!(queue.next().await.status(), (2, REQUIRED));
+        queue.refused(7, 7).await;
+
+        let (mut queue, _, _io_session) = connected(&served, 1, id).await;
+        queue.authenticate(&secrets, 1, 0).await;
+        assert_eq!(queue.read(3, 8, 32).await, [0; 32 * 512]);
     });
 }
 

@@ -551,3 +551,38 @@ fn next_sequence() -> u32 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::DhchapKey;
+
+    /// Of a host that has a key, with a challenge owed to it.
+    fn negotiated() -> Authentication {
+        let names = Names { host_nqn: "nqn.host".into(), subsystem_nqn: "nqn.subsystem".into() };
+        let mut authentication = Authentication::new(names, true);
+        let mut negotiate = [0; 72];
+        (negotiate[4], negotiate[7], negotiate[8]) = (7, 1, 1);
+        (negotiate[10], negotiate[11], negotiate[12]) = (1, 1, 1);
+        let key = DhchapKey::from_random(None, &[1; 64]);
+        let keys = HostKeys { key, ctrl_key: None };
+        let next = authentication.send(&negotiate, Some(keys), &Policy::default());
+        assert!(matches!(next, Ok(Next::Now(Step::Done))), "{next:?}");
+        authentication
+    }
+
+    #[test]
+    fn a_transaction_has_its_time_and_no_more() {
+        let message = |authentication: &mut Authentication| match authentication.receive(4096) {
+            Ok(Next::Now(Step::Message(message))) => (message[0], message[1]),
+            other => panic!("{other:?}"),
+        };
+        let (challenge, failure1) = ((1, 1), (0, 0xf1));
+        assert_eq!(message(&mut negotiated()), challenge);
+        let mut late = negotiated();
+        let past = TRANSACTION_TIME_MAX + Duration::from_secs(1);
+        late.since = Instant::now().checked_sub(past).expect("the machine runs longer");
+        assert_eq!(message(&mut late), failure1);
+        assert!(late.over() && !late.granted());
+    }
+}
