@@ -3,9 +3,12 @@
 //! ```text
 //! start:  directory locked → listeners bound → pod opened on its thread (engine) →
 //!         data-plane threads → API → connections accepted
-//! stop:   no more connections → NBD and NVMe drained → data-plane threads ended → API ended →
-//!         pod closed → directory released
+//! stop:   no more connections → NBD and NVMe drained → API ended → pod closed →
+//!         data-plane threads ended → directory released
 //! ```
+//!
+//! The data-plane threads outlive the pod, because its work runs on them as well: the journal's
+//! batches are written by whoever filled them, also if the host has left meanwhile.
 //!
 //! Listeners are bound before the pod is opened, so that an address in use is known before
 //! anything is written; a host that connects early waits in the backlog. Being stopped hard at any
@@ -221,13 +224,13 @@ impl Node {
             tracing::warn!("connections of hosts did not end in time and are cut");
         }
         tracing::debug!("connections of hosts have ended");
-        let data_plane = Arc::into_inner(self.data_plane).expect("acceptors have ended");
-        data_plane.stop().await;
         self.api.stop().await;
         if let Some(recorder) = self.recorder {
             recorder.stop().await;
         }
         let closed = self.engine.stop().await;
+        let data_plane = Arc::into_inner(self.data_plane).expect("acceptors have ended");
+        data_plane.stop().await;
         drop(self.directory);
         closed
     }

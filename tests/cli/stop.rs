@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use crate::support::Node;
 use crate::support::PATIENCE;
 use crate::support::Scratch;
+use crate::support::attach;
 
 #[test]
 fn either_signal_stops_cleanly_and_takes_the_sockets_away() {
@@ -35,6 +36,30 @@ fn an_idle_connection_does_not_hold_up_a_stop() {
     node.stop();
     host.set_read_timeout(Some(PATIENCE)).expect("set");
     assert_eq!(host.read(&mut greeting).unwrap_or(0), 0, "the connection is closed");
+}
+
+/// What such a host leaves behind is under way on the thread that served it.
+#[test]
+fn a_host_that_leaves_with_writes_under_way_does_not_hold_up_a_stop() {
+    const WRITE_BYTES: u32 = 1 << 20;
+    let scratch = Scratch::new();
+    let config = scratch.small();
+    for _ in 0..10 {
+        let node = Node::start(&scratch, &config);
+        let mut host = UnixStream::connect(node.data.join("nbd.sock")).expect("listens");
+        attach(&mut host);
+        let payload: Vec<u8> = (0..WRITE_BYTES).map(|i| (i % 251).to_le_bytes()[0]).collect();
+        for number in 0..8_u64 {
+            let mut request = vec![0x25, 0x60, 0x95, 0x13, 0, 0, 0, 1];
+            request.extend(number.to_be_bytes());
+            request.extend((number * u64::from(WRITE_BYTES)).to_be_bytes());
+            request.extend(WRITE_BYTES.to_be_bytes());
+            host.write_all(&[&request, payload.as_slice()].concat()).expect("sent");
+        }
+        drop(host);
+        node.signal(Signal::TERM);
+        assert!(node.wait().success());
+    }
 }
 
 #[test]

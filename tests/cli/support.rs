@@ -212,13 +212,39 @@ pub const ERROR_TLS_REQUIRED: u32 = 0x8000_0005;
 
 /// Asks an NBD listener for vol0 in plain text and returns the type of the first reply.
 pub fn plain_answer(mut stream: impl Read + Write) -> u32 {
+    go(&mut stream);
+    reply(&mut stream).0
+}
+
+/// Brings a client of NBD to the transmission phase of vol0, with simple replies.
+pub fn attach(stream: &mut (impl Read + Write)) {
+    /// What ends the replies to an option.
+    const REPLY_ACK: u32 = 1;
+    go(stream);
+    loop {
+        let (kind, length) = reply(stream);
+        assert!(kind == REPLY_ACK || kind == REPLY_INFO, "{kind:#x}");
+        stream.read_exact(&mut vec![0; length]).expect("its data");
+        if kind == REPLY_ACK {
+            return;
+        }
+    }
+}
+
+/// The option GO for vol0, after the greeting.
+fn go(stream: &mut (impl Read + Write)) {
     let mut greeting = [0; 18];
     stream.read_exact(&mut greeting).expect("greeted");
     let data = [&[0, 0, 0, 4][..], b"vol0", &[0, 0]].concat();
     let length = u32::try_from(data.len()).expect("short").to_be_bytes();
     let option = [&[0, 0, 0, 3][..], b"IHAVEOPT", &[0, 0, 0, 7], &length, &data].concat();
     stream.write_all(&option).expect("sent");
-    let mut reply = [0; 20];
-    stream.read_exact(&mut reply).expect("answered");
-    u32::from_be_bytes(*reply[12..].first_chunk().expect("long enough"))
+}
+
+/// Type and length of the next reply to an option.
+fn reply(stream: &mut impl Read) -> (u32, usize) {
+    let mut header = [0; 20];
+    stream.read_exact(&mut header).expect("answered");
+    let field = |at| u32::from_be_bytes(*header[at..].first_chunk().expect("long enough"));
+    (field(12), field(16).try_into().expect("64 bits"))
 }
