@@ -18,6 +18,7 @@ from checker import SECTOR, Load, Wrong
 from server import Server
 
 REGION_BYTES = 48 * 1024 * 1024
+END_LIMIT_S = 20
 
 
 def run_round(server, load, chance, number):
@@ -36,9 +37,10 @@ def run_round(server, load, chance, number):
 
     load.run(uris, until)
     try:
-        server.process.wait(timeout=20)
+        server.process.wait(timeout=END_LIMIT_S)
     except subprocess.TimeoutExpired:
-        raise Wrong("a connection broke, but the server did not end") from None
+        why = f"the server still runs {END_LIMIT_S} s after {how.name}" if sent else "a connection broke by itself"
+        raise Wrong(why) from None
     if server.process.returncode not in (-how, 0 if how == signal.SIGTERM else -how):
         raise Wrong(f"the server ended with status {server.process.returncode}, not by {how.name}")
     seconds = server.start()
