@@ -42,6 +42,8 @@ pub(super) const CATALOG_PART_BYTES: usize = 60 << 10;
 pub(super) const ID_GRANT: u64 = 4096;
 /// Nodes written together.
 const NODES_PER_TURN: usize = 1024;
+/// Nodes copied under one lock of their layer, which reads and writes wait for: 256 KiB.
+const NODES_PER_LOCK: usize = 64;
 /// Metadata segments kept besides those that live metadata needs.
 const METADATA_SEGMENTS_SPARE: usize = 3;
 
@@ -151,18 +153,18 @@ impl Mapper {
     async fn write_nodes(&mut self) -> Result<()> {
         let layers = self.engine.layers();
         for level in 0..MAP_LEVELS {
-            let mut dirty = Vec::new();
+            let mut turn = Vec::new();
             for layer in &layers {
-                let nodes = layer.state.lock().map.dirty_nodes(level);
-                dirty.extend(nodes.into_iter().map(|(key, entries)| DirtyNode {
-                    layer: Arc::clone(layer),
-                    key,
-                    entries,
-                }));
+                let mut from = 0;
+                while let Some(last) = copy_dirty_nodes(layer, level, from, &mut turn) {
+                    from = last.index + 1;
+                    if turn.len() >= NODES_PER_TURN {
+                        self.write_nodes_of_level(&turn).await?;
+                        turn.clear();
+                    }
+                }
             }
-            for nodes in dirty.chunks(NODES_PER_TURN) {
-                self.write_nodes_of_level(nodes).await?;
-            }
+            self.write_nodes_of_level(&turn).await?;
         }
         Ok(())
     }
@@ -332,6 +334,20 @@ impl Mapper {
             written?;
         }
     }
+}
+
+/// Copies the layer's next dirty nodes from number `from` on, and returns the last one's key.
+fn copy_dirty_nodes(
+    layer: &Arc<Layer>,
+    level: u8,
+    from: u64,
+    copies: &mut Vec<DirtyNode>,
+) -> Option<NodeKey> {
+    let nodes = layer.state.lock().map.dirty_nodes(level, from, NODES_PER_LOCK);
+    let last = nodes.last().map(|(key, _)| *key);
+    let copy = |(key, entries)| DirtyNode { layer: Arc::clone(layer), key, entries };
+    copies.extend(nodes.into_iter().map(copy));
+    last
 }
 
 /// A compressed record of checkpoint metadata.

@@ -208,12 +208,12 @@ impl Map {
         Ok(old)
     }
 
-    /// Dirty nodes of `level`, with their entries. They stay dirty, and so in memory, until
-    /// [`Map::set_stored_at`] says where they went.
-    pub fn dirty_nodes(&self, level: u8) -> Vec<(NodeKey, NodeEntries)> {
+    /// The first dirty nodes of `level` from number `from` on, at most `count`, with their entries.
+    /// They stay dirty, and so in memory, until [`Map::set_stored_at`] says where they went.
+    pub fn dirty_nodes(&self, level: u8, from: u64, count: usize) -> Vec<(NodeKey, NodeEntries)> {
         self.dirty
-            .iter()
-            .filter(|key| key.level == level)
+            .range(NodeKey { level, index: from }..NodeKey { level: level + 1, index: 0 })
+            .take(count)
             .map(|key| (*key, self.levels[usize::from(level)][&key.index].entries.clone()))
             .collect()
     }
@@ -239,8 +239,9 @@ impl Map {
             let (dirty, fresh) = (&self.dirty, &self.fresh);
             nodes.retain(|index, node| {
                 let key = NodeKey { level, index: *index };
-                let dirty = dirty.contains(&key) && !planted(Bug::DirtyNodeEvicted);
-                let keep = dirty || fresh.contains(&key) || node.used.take();
+                let dirty = || dirty.contains(&key) && !planted(Bug::DirtyNodeEvicted);
+                // Whoever holds the layer's lock waits for this: most nodes need no look-up.
+                let keep = node.used.take() || dirty() || fresh.contains(&key);
                 dropped += usize::from(!keep);
                 keep
             });
@@ -341,7 +342,9 @@ mod tests {
         /// Writes what is dirty; `leaves` must be found before and after each node.
         fn checkpoint(&mut self, map: &mut Map, leaves: &[u64]) {
             for level in 0..MAP_LEVELS {
-                for (key, entries) in map.dirty_nodes(level) {
+                let mut from = 0;
+                while let Some((key, entries)) = map.dirty_nodes(level, from, 1).pop() {
+                    from = key.index + 1;
                     map.evict();
                     map.evict();
                     let empty = entries.iter().all(|entry| *entry == Location::HOLE);
