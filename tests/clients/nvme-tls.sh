@@ -102,6 +102,13 @@ done
 say 'the suite follows the key; another group is asked for; the discovery log is encrypted too'
 host none --suites TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256
 host none --groups P-521:P-256
+coproc HELD { host none --hold; }
+held=$HELD_PID
+read -r said <&"${HELD[0]}"
+[[ $said == connected && $(weft connection list -o json | jq 'map(select(.tls)) | length') == 2 ]] ||
+    fail "not listed as encrypted: $said, $(weft connection list)"
+echo >&"${HELD[1]}"
+wait "$held"
 DISCOVERY=nqn.2014-08.org.nvmexpress.discovery
 nqn=$DISCOVERY host none
 host_refused 3 none --suites TLS_CHACHA20_POLY1305_SHA256

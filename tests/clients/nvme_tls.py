@@ -12,6 +12,7 @@ HOSTNQN, then writes and reads a MiB of namespace 1, and identifies the controll
   --groups LIST     groups of the key exchange, as openssl names them; a share of the first is sent
   --suites LIST     cipher suites offered, instead of the one that fits the key
   --dhchap KEYFILE  authenticate by that key, inside the sessions
+  --hold            say when connected, and go on when a line comes
   --prefix HEX      sent in front of the first PDU, inside the session
 Exit status: 3 if there is no TLS session, 4 if Connect is refused, 6 if it has to authenticate as well.
 """
@@ -127,6 +128,7 @@ def parse():
     for option in ("--as", "--to", "--groups", "--suites", "--dhchap"):
         parser.add_argument(option, dest=option.strip("-") + ("_" if option == "--as" else ""))
     parser.add_argument("--identity", type=int, default=1)
+    parser.add_argument("--hold", action="store_true")
     parser.add_argument("--libnvme", action="store_true")
     parser.add_argument("--prefix", type=bytes.fromhex, default=b"")
     parser.add_argument("port", type=int)
@@ -167,6 +169,9 @@ def move(options, keys):
             sys.exit(f"not identified: status {status:#x}")
         io = queue()
         prove(io, 2, io.connect(1, controller & 0xFFFF, nqn, host))
+        if options.hold:
+            print("connected", flush=True)
+            sys.stdin.readline()
         # Eight KiB in a capsule, and a MiB read in one command.
         data = os.urandom(1 << 20)
         for at in range(0, len(data), 8192):

@@ -215,6 +215,7 @@ impl NvmeTcpTarget {
                 self.serve_stream(socket, None, arrived, stopping).await;
             }
             Some(Channel::Secure(stream, names)) => {
+                arrived.tracked.encrypted();
                 // Boxed, so that plain connections do not carry its size.
                 Box::pin(self.serve_stream(stream, Some(names), arrived, stopping)).await;
             }
