@@ -1,5 +1,6 @@
 //! Keys by which a host and a controller prove who they are, as operators write them down:
-//! `DHHC-1:hh:base64(key, CRC-32 of key):`. (NVMe Base 2.2, 8.3.4.5)
+//! `DHHC-1:hh:base64(key, CRC-32 of key):`. (NVMe Base 2.2, 8.3.4.5) Those of TLS, which look
+//! almost the same, are in [`tls_key`].
 //!
 //! # Invariants
 //! * A key has 32, 48 or 64 bytes, and as many as its hash, if it names one.
@@ -18,6 +19,8 @@ use serde::Serialize;
 use serde::Serializer;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
+
+pub mod tls_key;
 
 /// What every written key begins with.
 const PREFIX: &str = "DHHC-1:";
@@ -125,29 +128,8 @@ impl std::error::Error for KeyError {}
 impl DhchapKey {
     /// Reads a written key, with white space around it or without.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        let rest = text.trim().strip_prefix(PREFIX).ok_or(KeyError::Form)?;
-        let (hash, rest) = rest.split_once(':').ok_or(KeyError::Form)?;
-        let encoded = rest.strip_suffix(':').ok_or(KeyError::Form)?;
-        let hash = match hash {
-            "00" => None,
-            "01" => Some(Hash::Sha256),
-            "02" => Some(Hash::Sha384),
-            "03" => Some(Hash::Sha512),
-            _ => return Err(KeyError::Hash),
-        };
-        let bytes = Zeroizing::new(STANDARD.decode(encoded).map_err(|_| KeyError::Base64)?);
-        let length = bytes.len().checked_sub(CRC_BYTES).ok_or(KeyError::Length)?;
-        let (key, checksum) = bytes.split_at(length);
-        if !Hash::ALL.iter().any(|hash| hash.bytes() == length) {
-            return Err(KeyError::Length);
-        }
-        if hash.is_some_and(|hash| hash.bytes() != length) {
-            return Err(KeyError::LengthOfHash);
-        }
-        if checksum != crc32(key) {
-            return Err(KeyError::Checksum);
-        }
-        Ok(Self { hash, key: Zeroizing::new(key.to_vec()) })
+        let (hash, key) = read(PREFIX, &Hash::ALL, text)?;
+        Ok(Self { hash, key })
     }
 
     /// The key made of these bytes, which must be random: of as many of them as the hash makes
@@ -167,10 +149,7 @@ impl DhchapKey {
     /// The key as it is written. To be shown to nobody but who asked to have it made.
     #[must_use]
     pub fn written(&self) -> Zeroizing<String> {
-        let mut bytes = Zeroizing::new(self.key.to_vec());
-        bytes.extend(crc32(&self.key));
-        let id = self.hash.map_or(0, Hash::id);
-        Zeroizing::new(format!("{PREFIX}{id:02}:{}:", STANDARD.encode(&*bytes)))
+        write(PREFIX, self.hash, &self.key)
     }
 
     /// How it is bound to a name before use; `None`: it is used as it is.
@@ -184,6 +163,43 @@ impl DhchapKey {
     pub fn bytes(&self) -> &[u8] {
         &self.key
     }
+}
+
+/// Reads a written key that begins with `prefix` and names one of `hashes` or none.
+fn read(
+    prefix: &str,
+    hashes: &[Hash],
+    text: &str,
+) -> Result<(Option<Hash>, Zeroizing<Vec<u8>>), KeyError> {
+    let rest = text.trim().strip_prefix(prefix).ok_or(KeyError::Form)?;
+    let (named, rest) = rest.split_once(':').ok_or(KeyError::Form)?;
+    let encoded = rest.strip_suffix(':').ok_or(KeyError::Form)?;
+    let is_named = |hash: &Hash| named == format!("{:02}", hash.id());
+    let hash = match named {
+        "00" => None,
+        _ => Some(hashes.iter().copied().find(is_named).ok_or(KeyError::Hash)?),
+    };
+    let bytes = Zeroizing::new(STANDARD.decode(encoded).map_err(|_| KeyError::Base64)?);
+    let length = bytes.len().checked_sub(CRC_BYTES).ok_or(KeyError::Length)?;
+    let (key, checksum) = bytes.split_at(length);
+    if !hashes.iter().any(|hash| hash.bytes() == length) {
+        return Err(KeyError::Length);
+    }
+    if hash.is_some_and(|hash| hash.bytes() != length) {
+        return Err(KeyError::LengthOfHash);
+    }
+    if checksum != crc32(key) {
+        return Err(KeyError::Checksum);
+    }
+    Ok((hash, Zeroizing::new(key.to_vec())))
+}
+
+/// The written form of a key.
+fn write(prefix: &str, hash: Option<Hash>, key: &[u8]) -> Zeroizing<String> {
+    let mut bytes = Zeroizing::new(key.to_vec());
+    bytes.extend(crc32(key));
+    let id = hash.map_or(0, Hash::id);
+    Zeroizing::new(format!("{prefix}{id:02}:{}:", STANDARD.encode(&*bytes)))
 }
 
 /// CRC-32 as zlib has it.

@@ -32,6 +32,7 @@ use weft::format::table::encode_page;
 use weft::format::unit::UNIT_BYTES;
 use weft::secret::DhchapKey;
 use weft::secret::HostKeys;
+use weft::secret::tls_key::TlsKey;
 use weft::units::BLOCK_BYTES;
 use weft::units::IO_ALIGN;
 use weft::units::Lsn;
@@ -203,10 +204,11 @@ fn the_catalog_is_drawn_with_every_name() {
     };
     let key = |byte| DhchapKey::from_random(None, &[byte; 64]);
     let keys = HostKeys { key: key(1), ctrl_key: Some(key(2)) };
+    let tls = TlsKey::from_random(None, &[3; 64]);
     let mut changes = vec![
         CatalogChange::CreateVolume(volume),
         CatalogChange::ResizeVolume { id: 1, size_bytes: 8192 },
-        CatalogChange::AddHost(HostRecord { nqn: "nqn.h".to_owned(), dhchap: Some(keys) }),
+        CatalogChange::AddHost(HostRecord { nqn: "nqn.h".to_owned(), dhchap: Some(keys), tls }),
         CatalogChange::SetHostKeys { nqn: "nqn.h".to_owned(), dhchap: None },
         CatalogChange::SetVolumeHosts { id: 1, hosts: Some(BTreeSet::new()) },
     ];
@@ -219,6 +221,8 @@ fn the_catalog_is_drawn_with_every_name() {
         json.extend(change.encode());
     }
     json.extend(CatalogChange::DeleteVolume { id: 1 }.encode());
+    let change = CatalogChange::SetHostTlsKey { nqn: "nqn.h".to_owned(), tls: None };
+    json.extend(change.encode());
     json.extend(CatalogChange::RemoveHost { nqn: "nqn.h".to_owned() }.encode());
     json.extend(catalog.encode());
 

@@ -13,6 +13,7 @@ use weft::env::sim::SimEnv;
 use weft::error::ErrorKind;
 use weft::secret::DhchapKey;
 use weft::secret::HostKeys;
+use weft::secret::tls_key::TlsKey;
 use weft::volume::Piece;
 use weft::volume::VolumeDirectory;
 use weft::volume::VolumeRef;
@@ -60,6 +61,10 @@ fn life<T>(world: &Arc<SimEnv>, work: impl AsyncFnOnce(EnvRef) -> T) -> T {
 fn disks() -> Vec<SimDisk> {
     let disk = |index| SimDisk::new(format!("disk-{index}"), SimProfile::new(32 << 20));
     (0..3).map(disk).collect()
+}
+
+fn tls_key() -> TlsKey {
+    TlsKey::from_random(None, &[3; 64]).expect("TLS keys may be unbound")
 }
 
 fn keys() -> HostKeys {
@@ -144,12 +149,15 @@ fn who_is_served_what_outlives_the_node() {
         let unknown = pod.set_volume_hosts("v", list(&["nqn.a"])).await.expect_err("not added");
         assert_eq!(unknown.kind(), ErrorKind::NotFound);
         for nqn in ["nqn.a", "nqn.b"] {
-            pod.add_host(nqn, None).await.expect("added");
+            pod.add_host(nqn, None, None).await.expect("added");
         }
-        assert_eq!(pod.add_host("nqn.a", None).await.expect_err("twice").kind(), ErrorKind::Exists);
+        assert_eq!(
+            pod.add_host("nqn.a", None, None).await.expect_err("twice").kind(),
+            ErrorKind::Exists
+        );
         let longest: BTreeSet<_> = (0..128).map(|n| format!("nqn.{n:0>219}")).collect();
         for nqn in &longest {
-            pod.add_host(nqn, None).await.expect("added");
+            pod.add_host(nqn, None, None).await.expect("added");
         }
         pod.set_volume_hosts("v", Some(longest.clone())).await.expect("the longest list there is");
         for nqn in &longest {
@@ -158,14 +166,17 @@ fn who_is_served_what_outlives_the_node() {
         let many: BTreeSet<_> = (0..200).map(|n| format!("nqn.{n}")).collect();
         let too_many = pod.set_volume_hosts("v", Some(many)).await.expect_err("too many");
         assert_eq!(too_many.kind(), ErrorKind::InvalidRequest);
-        let wrong = pod.add_host("iqn.a", None).await.expect_err("of another protocol");
+        let wrong = pod.add_host("iqn.a", None, None).await.expect_err("of another protocol");
         assert_eq!(wrong.kind(), ErrorKind::InvalidRequest);
         pod.set_volume_hosts("v", list(&["nqn.a"])).await.expect("set");
         assert_eq!(pod.host_keys("nqn.a"), None);
         let unknown = pod.set_host_keys("nqn.c", None).await.expect_err("not added");
         assert_eq!(unknown.kind(), ErrorKind::NotFound);
         pod.set_host_keys("nqn.a", Some(keys())).await.expect("set");
-        pod.add_host("nqn.d", Some(keys())).await.expect("added");
+        let unknown = pod.set_host_tls_key("nqn.c", None).await.expect_err("not added");
+        assert_eq!(unknown.kind(), ErrorKind::NotFound);
+        pod.set_host_tls_key("nqn.a", Some(tls_key())).await.expect("set");
+        pod.add_host("nqn.d", Some(keys()), Some(tls_key())).await.expect("added");
         pod.remove_host("nqn.d").await.expect("removed");
         assert_eq!(pod.host_keys("nqn.d"), None);
     });
@@ -173,6 +184,7 @@ fn who_is_served_what_outlives_the_node() {
         let pod = open(&env, &disks).await;
         assert_eq!(pod.hosts(), ["nqn.a", "nqn.b"]);
         assert_eq!(pod.host_keys("nqn.a"), Some(keys()));
+        assert_eq!((pod.host_tls_key("nqn.a"), pod.host_tls_key("nqn.b")), (Some(tls_key()), None));
         assert_eq!(pod.host_keys("nqn.b"), None);
         pod.set_host_keys("nqn.b", Some(keys())).await.expect("set");
         let volume = pod.find("v").expect("created");

@@ -748,6 +748,33 @@ fn hosts_that_never_connect_a_queue_are_cut_off() {
 }
 
 #[test]
+fn tls_handshakes_that_do_not_end_are_cut_off_with_the_others() {
+    // A record that promises a ClientHello and holds none of it.
+    const BEGUN: [u8; 5] = [0x16, 3, 1, 2, 0];
+    run(async {
+        let options = NvmeTcpOptions {
+            handshake_timeout: 4 * A_MOMENT,
+            handshakes_max: 3,
+            ..NvmeTcpOptions::default()
+        };
+        let served = serve(options);
+        let (mut first, _s1) = Host::open(&served.target).await;
+        first.send(&BEGUN).await;
+        let (mut second, session) = Host::open(&served.target).await;
+        second.send(&BEGUN[..1]).await;
+        let (mut third, _s3) = Host::open(&served.target).await;
+        third.send(&BEGUN).await;
+        sleep(A_MOMENT).await;
+        let (mut host, _, _session) = Host::admin(&served, 0).await;
+        assert!(first.closed().await, "gives way");
+        assert!(second.stream.peek(&mut [0]).now_or_never().is_none(), "still open");
+        assert!(second.closed().await && third.closed().await, "after a while");
+        ended(session).await;
+        assert_eq!(host.property(8).await, 0x0001_0400);
+    });
+}
+
+#[test]
 fn connections_beyond_the_limit_are_refused() {
     run(async {
         let options = NvmeTcpOptions { connections_max: 2, ..NvmeTcpOptions::default() };

@@ -33,6 +33,7 @@ use crate::DhchapKeys;
 use crate::Endpoint;
 use crate::Event;
 use crate::Host;
+use crate::HostTlsKey;
 use crate::Https;
 use crate::LogLevel;
 use crate::NodeStatus;
@@ -243,6 +244,20 @@ impl Client {
         let path = format!("/v1/hosts/{}/dhchap", percent_encode(nqn));
         let answer = match keys {
             Some(keys) => self.request(Method::PUT, &path, encode(keys)).await?,
+            None => self.request(Method::DELETE, &path, Bytes::new()).await?,
+        };
+        decode(&answer)
+    }
+
+    /// Gives a host a key for TLS in place of the one before, or none; durable when it returns.
+    pub async fn set_host_tls_key(
+        &self,
+        nqn: &str,
+        key: Option<&HostTlsKey>,
+    ) -> Result<Host, ClientError> {
+        let path = format!("/v1/hosts/{}/tls", percent_encode(nqn));
+        let answer = match key {
+            Some(key) => self.request(Method::PUT, &path, encode(key)).await?,
             None => self.request(Method::DELETE, &path, Bytes::new()).await?,
         };
         decode(&answer)

@@ -18,6 +18,8 @@
 //! | `POST /v1/hosts` | [`AddHost`] | 201 and the [`Host`] |
 //! | `PUT /v1/hosts/{nqn}/dhchap` | [`DhchapKeys`] | [`Host`] |
 //! | `DELETE /v1/hosts/{nqn}/dhchap` | | [`Host`] |
+//! | `PUT /v1/hosts/{nqn}/tls` | [`HostTlsKey`] | [`Host`] |
+//! | `DELETE /v1/hosts/{nqn}/tls` | | [`Host`] |
 //! | `DELETE /v1/hosts/{nqn}` | | 204 |
 //! | `POST /v1/pod/scrub` | | 202, the [`Task`], and where it is as `Location` |
 //! | `GET /v1/tasks` | | array of [`Task`], oldest first; the newest are kept until the node stops |
@@ -250,6 +252,18 @@ pub struct Host {
     /// How it authenticates; left out if it need not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dhchap: Option<Dhchap>,
+    /// How it encrypts; left out if it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<HostTls>,
+}
+
+/// That a host encrypts. The key itself is never told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct HostTls {
+    /// How the key is bound to the host's name: `none`, `sha256` or `sha384`.
+    pub key_hash: String,
 }
 
 /// That a host authenticates. Keys themselves are never told.
@@ -275,6 +289,24 @@ pub struct AddHost {
     /// What it has to prove that it has; left out: nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dhchap: Option<DhchapKeys>,
+    /// By which it has to encrypt; left out: it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<HostTlsKey>,
+}
+
+/// A key for TLS, as `nvme gen-tls-key` and `weft host key --tls` write it: `NVMeTLSkey-1:hh:...:`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct HostTlsKey {
+    /// It.
+    pub key: String,
+}
+
+impl std::fmt::Debug for HostTlsKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HostTlsKey")
+    }
 }
 
 /// Keys of DH-HMAC-CHAP, as `nvme gen-dhchap-key` and `weft host key` write them: `DHHC-1:hh:...:`.

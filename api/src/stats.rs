@@ -120,6 +120,9 @@ pub struct Connection {
     pub front_end: FrontEnd,
     /// The other end: `127.0.0.1:50122`, or `unix`.
     pub peer: String,
+    /// Whether it is encrypted; older nodes do not say.
+    #[serde(default)]
+    pub tls: bool,
     /// Name of the NVMe host; null for NBD clients, which have none.
     pub host: Option<String>,
     /// The volume an NBD client has chosen; null for an NVMe queue, which serves many.

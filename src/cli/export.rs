@@ -63,6 +63,9 @@ pub(super) struct NvmeExport {
     /// What a host that authenticates adds to that; left out if none does.
     #[serde(skip_serializing_if = "Option::is_none")]
     connect_keys: Option<String>,
+    /// What a host that encrypts does instead; left out if none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connect_tls: Option<String>,
     /// A line of /etc/nvme/discovery.conf.
     discovery_conf: String,
     /// /etc/nvme/config.json.
@@ -82,7 +85,11 @@ impl Export {
         };
         let nqn = &status.subsystem_nqn;
         let keys = connect_keys(volume, hosts);
-        let nvme = over("nvme").filter_map(|listener| nvme(listener, nqn, volume, keys)).collect();
+        let mut nvme: Vec<_> =
+            over("nvme").filter_map(|listener| nvme(listener, nqn, volume, keys)).collect();
+        if encrypted(volume, hosts) {
+            nvme.iter_mut().for_each(NvmeExport::offer_tls);
+        }
         Self {
             volume: volume.name.clone(),
             size_bytes: volume.size_bytes,
@@ -101,8 +108,15 @@ impl Export {
                 Some(keys) => format!("# a host that has a key (weft host list) adds: {keys}\n"),
                 None => String::new(),
             };
+            let tls = match &nvme.connect_tls {
+                Some(connect) => format!(
+                    "# a host that has a TLS key: Linux 6.7 or later, with tlshd (ktls-utils) \
+                     running\n{connect}\n"
+                ),
+                None => String::new(),
+            };
             text.push_str(&format!(
-                "\n# NVMe/TCP at {}: now\n{}\n{keys}\
+                "\n# NVMe/TCP at {}: now\n{}\n{keys}{tls}\
                  # at every start, a line of /etc/nvme/discovery.conf; then:\n\
                  #   systemctl enable nvmf-autoconnect\n{}\n\
                  # or /etc/nvme/config.json of nvme-cli 2, with what is in the host's \
@@ -130,6 +144,17 @@ impl Export {
     }
 }
 
+impl NvmeExport {
+    /// Says how hosts that encrypt connect.
+    fn offer_tls(&mut self) {
+        let (nqn, connect) = (&self.subsystem_nqn, &self.connect);
+        self.connect_tls = Some(format!(
+            "sudo nvme check-tls-key --insert --subsysnqn {nqn} --keydata \"$(cat TLS_KEY_FILE)\"\n\
+             {connect} --tls"
+        ));
+    }
+}
+
 /// What nvme-cli is to be told by hosts that find the volume and have to authenticate. The key is
 /// in a file of the host's.
 fn connect_keys(volume: &Volume, hosts: &[Host]) -> Option<&'static str> {
@@ -141,6 +166,12 @@ fn connect_keys(volume: &Volume, hosts: &[Host]) -> Option<&'static str> {
         false => "--dhchap-secret \"$(cat KEY_FILE)\"",
     };
     (!keys.is_empty()).then_some(line)
+}
+
+/// Whether a host that finds the volume encrypts.
+fn encrypted(volume: &Volume, hosts: &[Host]) -> bool {
+    let finds = |host: &&Host| volume.hosts.as_ref().is_none_or(|only| only.contains(&host.nqn));
+    hosts.iter().filter(finds).any(|host| host.tls.is_some())
 }
 
 fn nvme(listener: &Listener, nqn: &str, volume: &Volume, keys: Option<&str>) -> Option<NvmeExport> {
@@ -156,6 +187,7 @@ fn nvme(listener: &Listener, nqn: &str, volume: &Volume, keys: Option<&str>) -> 
         subsystem_nqn: nqn.to_owned(),
         connect: format!("sudo nvme connect -t tcp -a {ip} -s {port} -n {nqn}"),
         connect_keys: keys.map(str::to_owned),
+        connect_tls: None,
         discovery_conf: format!("--transport=tcp --traddr={ip} --trsvcid={port}"),
         config_json: serde_json::json!([{
             "hostnqn": host,
@@ -260,13 +292,14 @@ mod tests {
     fn hosts_that_have_to_authenticate_are_told_how() {
         let host = |nqn: &str, ctrl: Option<&str>| Host {
             nqn: nqn.into(),
+            tls: None,
             dhchap: Some(Dhchap {
                 key_hash: "none".into(),
                 ctrl_key_hash: ctrl.map(str::to_owned),
             }),
         };
         let hosts = [
-            Host { nqn: "nqn.a".into(), dhchap: None },
+            Host { nqn: "nqn.a".into(), dhchap: None, tls: None },
             host("nqn.b", None),
             host("nqn.c", Some("sha256")),
         ];

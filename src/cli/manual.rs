@@ -108,6 +108,12 @@ const EXAMPLES: &[(&str, &str, &str)] = &[
         "weft host set nqn.2014-08.org.example:db1 --no-dhchap",
     ),
     (
+        "weft host set",
+        "From now on, it encrypts",
+        "weft host set nqn.2014-08.org.example:db1 --tls-key-file db1.tls",
+    ),
+    ("weft host key", "A new key for TLS", "weft host key --tls >db1.tls"),
+    (
         "weft host key",
         "A new key; umask 077 before, so that nobody else can read it",
         "weft host key >db1.key",

@@ -419,20 +419,25 @@ enum HostCommand {
         #[command(flatten)]
         output: OutputArguments,
     },
-    /// Say by which keys a host authenticates (DH-HMAC-CHAP), in place of those before
+    /// Say by which keys a host authenticates (DH-HMAC-CHAP) and encrypts (TLS), in place of those
+    /// before
     ///
     /// Connections that are there stay as they are; from its next one on the host must prove that
-    /// it has the key. The keys are stored in the pod as they are, so whoever can read its devices
-    /// has them; no command shows them.
-    #[command(group = clap::ArgGroup::new("what").required(true).args(["dhchap_key_file", "no_dhchap"]))]
+    /// it has the key, and encrypt if it has one for that. The keys are stored in the pod as they
+    /// are, so whoever can read its devices has them; no command shows them.
+    #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
+        .args(["dhchap_key_file", "no_dhchap", "tls_key_file", "no_tls"]))]
     Set {
         /// Its NVMe qualified name
         nqn: String,
         #[command(flatten)]
         keys: KeyArguments,
         /// It need not authenticate any more
-        #[arg(long)]
+        #[arg(long, conflicts_with = "dhchap_key_file")]
         no_dhchap: bool,
+        /// It does not encrypt any more
+        #[arg(long, conflicts_with = "tls_key_file")]
+        no_tls: bool,
         #[command(flatten)]
         output: OutputArguments,
     },
@@ -441,8 +446,11 @@ enum HostCommand {
         /// The hash that binds it to a name; it also says how long the key is. none: 32 bytes
         #[arg(long, value_enum, default_value_t = KeyHash::Sha256)]
         hash: KeyHash,
+        /// A key for TLS; there is none for sha512
+        #[arg(long)]
+        tls: bool,
     },
-    /// List the hosts that were added, and whether they authenticate
+    /// List the hosts that were added, and whether they authenticate and encrypt
     List(OutputArguments),
     /// Remove a host, also from every volume that is served to it, and end its connections
     Remove {
@@ -462,6 +470,9 @@ struct KeyArguments {
     /// File with the key that the node proves to have when the host asks; better not the host's
     #[arg(long, value_name = "FILE", requires = "dhchap_key_file")]
     dhchap_ctrl_key_file: Option<PathBuf>,
+    /// File with the key by which the host must encrypt (NVMeTLSkey-1:...); - for standard input
+    #[arg(long, value_name = "FILE")]
+    tls_key_file: Option<PathBuf>,
 }
 
 /// What a new key is bound to a name with.

@@ -152,6 +152,7 @@ fn connection_table(connections: &[Connection]) -> String {
         "ID",
         "PROTOCOL",
         "PEER",
+        "TLS",
         "OPEN",
         "IN FLIGHT",
         "REQUESTS",
@@ -162,7 +163,7 @@ fn connection_table(connections: &[Connection]) -> String {
         "VOLUME",
         "HOST",
     ];
-    let mut table = Table::new(&header, &[0, 3, 4, 5, 6, 7, 8]);
+    let mut table = Table::new(&header, &[0, 4, 5, 6, 7, 8, 9]);
     for connection in connections {
         let queue = match (connection.controller, connection.queue) {
             (Some(controller), Some(queue)) => format!("{controller}:{queue}"),
@@ -172,6 +173,7 @@ fn connection_table(connections: &[Connection]) -> String {
             connection.id.to_string(),
             connection.front_end.to_string(),
             connection.peer.clone(),
+            if connection.tls { "yes" } else { "no" }.to_owned(),
             format!("{} s", connection.open_s),
             connection.in_flight.to_string(),
             connection.requests.to_string(),

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::secret::HostKeys;
+use crate::secret::tls_key::TlsKey;
 
 /// Version of the JSON; readers refuse others.
 pub const CATALOG_VERSION: u32 = 1;
@@ -57,6 +58,9 @@ pub struct HostRecord {
     /// reads the devices has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dhchap: Option<HostKeys>,
+    /// What it encrypts by; catalogs older than the field have none. Stored as it is, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsKey>,
 }
 
 /// Which hosts have registered with a volume, and whether one of them holds it.
@@ -186,6 +190,13 @@ pub enum CatalogChange {
         /// In place of those before.
         dhchap: Option<HostKeys>,
     },
+    /// A host encrypts by another key than before, or by none.
+    SetHostTlsKey {
+        /// Which.
+        nqn: String,
+        /// In place of the one before.
+        tls: Option<TlsKey>,
+    },
     /// It may not any more, and is on no volume's list.
     RemoveHost {
         /// Which.
@@ -272,6 +283,11 @@ impl Catalog {
                     host.dhchap.clone_from(dhchap);
                 }
             }
+            CatalogChange::SetHostTlsKey { nqn, tls } => {
+                if let Some(host) = self.hosts.get_mut(nqn) {
+                    host.tls.clone_from(tls);
+                }
+            }
             CatalogChange::RemoveHost { nqn } => {
                 self.hosts.remove(nqn);
                 for volume in self.volumes.values_mut() {
@@ -329,7 +345,7 @@ mod tests {
     use crate::secret::DhchapKey;
 
     fn host(dhchap: Option<HostKeys>) -> HostRecord {
-        HostRecord { nqn: "nqn.h".into(), dhchap }
+        HostRecord { nqn: "nqn.h".into(), dhchap, tls: None }
     }
 
     fn volume(id: u64, name: &str) -> VolumeRecord {
@@ -412,11 +428,18 @@ mod tests {
         catalog.apply(2, &change);
         assert_eq!(catalog.hosts["nqn.h"].dhchap, keys);
         assert_eq!(Catalog::decode(&catalog.encode()).expect("own JSON"), catalog);
-        let added = CatalogChange::AddHost(host(keys));
+        let added = CatalogChange::AddHost(host(keys.clone()));
         assert_eq!(CatalogChange::decode(&added.encode()).expect("own JSON"), added);
+        let tls = TlsKey::from_random(None, &[3; 64]);
+        let change = CatalogChange::SetHostTlsKey { nqn: "nqn.h".into(), tls: tls.clone() };
+        assert_eq!(CatalogChange::decode(&change.encode()).expect("own JSON"), change);
+        catalog.apply(3, &change);
+        assert_eq!((&catalog.hosts["nqn.h"].dhchap, &catalog.hosts["nqn.h"].tls), (&keys, &tls));
+        assert_eq!(Catalog::decode(&catalog.encode()).expect("own JSON"), catalog);
+        catalog.apply(4, &CatalogChange::SetHostTlsKey { nqn: "nqn.h".into(), tls: None });
         let nobody = CatalogChange::SetHostKeys { nqn: "nqn.i".into(), dhchap: None };
-        catalog.apply(3, &nobody);
-        catalog.apply(4, &CatalogChange::SetHostKeys { nqn: "nqn.h".into(), dhchap: None });
+        catalog.apply(5, &nobody);
+        catalog.apply(6, &CatalogChange::SetHostKeys { nqn: "nqn.h".into(), dhchap: None });
         assert_eq!(catalog.hosts["nqn.h"], host(None));
     }
 

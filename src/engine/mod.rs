@@ -212,6 +212,7 @@ impl Engine {
             | CatalogChange::SetVolumeHosts { .. }
             | CatalogChange::AddHost(_)
             | CatalogChange::SetHostKeys { .. }
+            | CatalogChange::SetHostTlsKey { .. }
             | CatalogChange::RemoveHost { .. }
             | CatalogChange::SetReservations { .. } => {}
         }

@@ -36,6 +36,7 @@ use weft_api::CreateVolume;
 use weft_api::DhchapKeys;
 use weft_api::FrontEndStats;
 use weft_api::Host;
+use weft_api::HostTlsKey;
 use weft_api::LogLevel;
 use weft_api::ResizeVolume;
 use weft_api::Stats;
@@ -52,6 +53,7 @@ use crate::observe::history::History;
 use crate::observe::log;
 use crate::secret::DhchapKey;
 use crate::secret::HostKeys;
+use crate::secret::tls_key::TlsKey;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::format_size;
 use crate::volume::pod::Pod;
@@ -226,12 +228,14 @@ impl Management {
     }
 
     async fn add_host(&self, host: AddHost) -> Result<Host> {
-        let keys = host.dhchap.as_ref().map(|keys| checked_keys("add host", keys)).transpose()?;
+        const OP: &str = "add host";
+        let keys = host.dhchap.as_ref().map(|keys| checked_keys(OP, keys)).transpose()?;
+        let tls = host.tls.as_ref().map(|tls| checked_tls_key(OP, tls)).transpose()?;
         let _change = self.changes.lock().await;
         let add = move |pod: Arc<Pod>| -> LocalBoxFuture<Result<Host>> {
             Box::pin(async move {
-                let added = view::host(host.nqn.clone(), keys.as_ref());
-                pod.add_host(&host.nqn, keys).await.map(|()| added)
+                let added = view::host(host.nqn.clone(), keys.as_ref(), tls.as_ref());
+                pod.add_host(&host.nqn, keys, tls).await.map(|()| added)
             })
         };
         self.pod.call(add).await?
@@ -243,8 +247,20 @@ impl Management {
         let _change = self.changes.lock().await;
         let set = move |pod: Arc<Pod>| -> LocalBoxFuture<Result<Host>> {
             Box::pin(async move {
-                let host = view::host(nqn.clone(), keys.as_ref());
-                pod.set_host_keys(&nqn, keys).await.map(|()| host)
+                pod.set_host_keys(&nqn, keys).await?;
+                Ok(host_now(&pod, nqn))
+            })
+        };
+        self.pod.call(set).await?
+    }
+
+    async fn set_host_tls_key(&self, nqn: String, key: Option<HostTlsKey>) -> Result<Host> {
+        let key = key.map(|key| checked_tls_key("set the TLS key of a host", &key)).transpose()?;
+        let _change = self.changes.lock().await;
+        let set = move |pod: Arc<Pod>| -> LocalBoxFuture<Result<Host>> {
+            Box::pin(async move {
+                pod.set_host_tls_key(&nqn, key).await?;
+                Ok(host_now(&pod, nqn))
             })
         };
         self.pod.call(set).await?
@@ -317,6 +333,20 @@ fn checked_keys(op: &'static str, keys: &DhchapKeys) -> Result<HostKeys> {
     })
 }
 
+/// Reads a key for TLS, or says how it is wrong, without its contents.
+fn checked_tls_key(op: &'static str, key: &HostTlsKey) -> Result<TlsKey> {
+    TlsKey::parse(&key.key)
+        .map_err(|error| Error::new(ErrorKind::InvalidRequest, op).context(error))
+}
+
+/// What is told of a host after a change.
+fn host_now(pod: &Pod, nqn: String) -> Host {
+    let host = pod.host(&nqn);
+    let host = host.as_ref();
+    let (keys, tls) = (host.and_then(|host| host.dhchap.as_ref()), host.map(|host| &host.tls));
+    view::host(nqn, keys, tls.and_then(Option::as_ref))
+}
+
 fn check_size(op: &'static str, size_bytes: u64) -> Result<()> {
     if size_bytes == 0 || !size_bytes.is_multiple_of(BLOCK_BYTES_U64) {
         let reason = format!("the size must be a multiple of 4 KiB, and {size_bytes} B is not");
@@ -344,6 +374,7 @@ fn routes() -> OpenApiRouter<Arc<Management>> {
         .routes(routes!(show_task))
         .routes(routes!(cancel_task))
         .routes(routes!(set_host_keys, clear_host_keys))
+        .routes(routes!(set_host_tls_key, clear_host_tls_key))
         .routes(routes!(show_stats))
         .routes(routes!(show_history))
         .routes(routes!(list_connections))
@@ -656,7 +687,7 @@ async fn clear_reservations(
 )]
 async fn list_hosts(State(management): Shared) -> Response {
     let hosts = management.pod.pod().hosts_with_keys().into_iter();
-    let hosts = hosts.map(|(nqn, keys)| view::host(nqn, keys.as_ref()));
+    let hosts = hosts.map(|host| view::host(host.nqn, host.dhchap.as_ref(), host.tls.as_ref()));
     axum::Json(hosts.collect::<Vec<_>>()).into_response()
 }
 
@@ -708,6 +739,41 @@ async fn clear_host_keys(
 ) -> Result<Response, Refusal> {
     let host = management.set_host_keys(nqn, None).await?;
     event::raise(event::HOST_KEYS_SET, &host.nqn, "it has none and need not authenticate");
+    Ok(axum::Json(host).into_response())
+}
+
+/// Gives a host a key for TLS, in place of the one before: from its next connection on it must
+/// encrypt. It is stored in the pod as it is. Connections that are there stay.
+#[utoipa::path(
+    put,
+    path = "/v1/hosts/{nqn}/tls",
+    params(("nqn" = String, Path, description = "The host's NVMe qualified name")),
+    request_body = HostTlsKey,
+    responses((status = 200, body = Host, description = "Set, durably"))
+)]
+async fn set_host_tls_key(
+    State(management): Shared,
+    Path(nqn): Path<String>,
+    Json(request): Json<HostTlsKey>,
+) -> Result<Response, Refusal> {
+    let host = management.set_host_tls_key(nqn, Some(request)).await?;
+    event::raise(event::HOST_KEYS_SET, &host.nqn, "it encrypts by its TLS key from now on");
+    Ok(axum::Json(host).into_response())
+}
+
+/// Takes a host's key for TLS away: it cannot encrypt any more, and need not.
+#[utoipa::path(
+    delete,
+    path = "/v1/hosts/{nqn}/tls",
+    params(("nqn" = String, Path, description = "The host's NVMe qualified name")),
+    responses((status = 200, body = Host, description = "Cleared, durably"))
+)]
+async fn clear_host_tls_key(
+    State(management): Shared,
+    Path(nqn): Path<String>,
+) -> Result<Response, Refusal> {
+    let host = management.set_host_tls_key(nqn, None).await?;
+    event::raise(event::HOST_KEYS_SET, &host.nqn, "it has no TLS key and does not encrypt");
     Ok(axum::Json(host).into_response())
 }
 

@@ -6,6 +6,7 @@ use weft_api::Histogram;
 use crate::secret::DhchapKey;
 use crate::secret::Hash;
 use crate::secret::HostKeys;
+use crate::secret::tls_key::TlsKey;
 use crate::volume::pod::DeviceStatus;
 use crate::volume::pod::PodStatus;
 use crate::volume::pod::VolumeInfo;
@@ -40,13 +41,15 @@ pub(super) fn pod(status: &PodStatus) -> weft_api::Pod {
 }
 
 /// What is told of a host's keys: that they are set, and how they are bound.
-pub(super) fn host(nqn: String, keys: Option<&HostKeys>) -> weft_api::Host {
-    let hash = |key: &DhchapKey| key.hash().map_or("none", Hash::name).to_owned();
+pub(super) fn host(nqn: String, keys: Option<&HostKeys>, tls: Option<&TlsKey>) -> weft_api::Host {
+    let named = |hash: Option<Hash>| hash.map_or("none", Hash::name).to_owned();
+    let hash = |key: &DhchapKey| named(key.hash());
     let dhchap = keys.map(|keys| weft_api::Dhchap {
         key_hash: hash(&keys.key),
         ctrl_key_hash: keys.ctrl_key.as_ref().map(hash),
     });
-    weft_api::Host { nqn, dhchap }
+    let tls = tls.map(|key| weft_api::HostTls { key_hash: named(key.bound_by()) });
+    weft_api::Host { nqn, dhchap, tls }
 }
 
 pub(super) fn device(status: &DeviceStatus) -> weft_api::Device {

@@ -17,6 +17,7 @@ use toml::Spanned;
 
 use crate::observe::log::Format;
 use crate::target::nvmf::auth::Policy;
+use crate::target::nvmf::subsystem::SecureChannel;
 use crate::target::nvmf::subsystem::UnknownHosts;
 use crate::units;
 
@@ -139,6 +140,8 @@ pub struct NvmeTcpConfig {
     pub advertise: Vec<SocketAddr>,
     /// Connections at once.
     pub connections_max: usize,
+    /// Whether hosts may or must encrypt.
+    pub tls: SecureChannel,
 }
 
 /// TLS for TCP connections.

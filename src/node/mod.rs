@@ -425,6 +425,7 @@ fn nvme_tcp_target(
         unknown_hosts,
         advertised,
         authentication,
+        secure_channel: config.nvme_tcp.tls,
     };
     let subsystem = Subsystem::new(volumes, subsystem);
     let connections_max = config.nvme_tcp.connections_max;

@@ -94,7 +94,7 @@ kinds! {
     HOST_REFUSED = "host-refused", Warning, "`weft host add NQN` lets it in";
     /// A host did not prove that it has its key, or does not believe that we have ours.
     HOST_AUTHENTICATION_FAILED = "host-authentication-failed", Warning,
-        "compare the host's keys with `weft host set NQN --dhchap-key-file`; if nobody changed them, find out who it was";
+        "compare the host's keys with `weft host set NQN --dhchap-key-file` or `--tls-key-file`; if nobody changed them, find out who it was";
     /// A host has other keys.
     HOST_KEYS_SET = "host-keys-set", Info, "";
     /// A host's connection timed out.

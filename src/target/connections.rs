@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
@@ -36,6 +37,7 @@ pub struct Counts {
     peer: String,
     since: Instant,
     identity: OnceLock<Identity>,
+    tls: AtomicBool,
     in_flight: AtomicU64,
     requests: AtomicU64,
     errors: AtomicU64,
@@ -79,6 +81,7 @@ impl Connections {
             peer,
             since: Instant::now(),
             identity: OnceLock::new(),
+            tls: AtomicBool::new(false),
             in_flight: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
@@ -101,6 +104,11 @@ impl Tracked<'_> {
     /// Says who it is; the first word counts.
     pub fn identify(&self, identity: Identity) {
         let _ = self.counts.identity.set(identity);
+    }
+
+    /// Says that it is encrypted.
+    pub fn encrypted(&self) {
+        self.counts.tls.store(true, Ordering::Relaxed);
     }
 
     /// What is counted of it.
@@ -138,6 +146,7 @@ impl Counts {
             id,
             front_end: self.front_end,
             peer: self.peer.clone(),
+            tls: self.tls.load(Ordering::Relaxed),
             host: identity.host.clone(),
             volume: identity.volume.clone(),
             controller: identity.controller,
@@ -164,6 +173,7 @@ mod tests {
         first.identify(Identity { volume: Some("vol0".to_owned()), ..Identity::default() });
         let tally = Tally { requests: 3, errors: 1, bytes_read: 10, bytes_written: 20 };
         first.counts().report(tally, 2);
+        first.encrypted();
         first.counts().report(tally, 1);
         let listed = table.list();
         assert_eq!(listed.len(), 2);
@@ -172,6 +182,7 @@ mod tests {
             (Some("vol0"), None)
         );
         assert_eq!((listed[0].requests, listed[0].errors, listed[0].in_flight), (6, 2, 1));
+        assert_eq!((listed[0].tls, listed[1].tls), (true, false));
         assert_eq!((listed[0].bytes_read, listed[0].bytes_written), (20, 40));
         drop(first);
         assert_eq!(table.list().len(), 1);

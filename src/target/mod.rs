@@ -1,11 +1,13 @@
 //! Protocols we serve. Each is a module of its own and knows no other, and no storage word:
 //! what a target sees of storage is [`crate::volume::Volume`]. They share [`stream`],
-//! [`gather`], [`handshakes`], [`connections`] and [`timing`].
+//! [`gather`], [`handshakes`], [`connections`], [`timing`], and for keys [`psk`] and [`hkdf`].
 
 pub mod connections;
 pub mod gather;
 pub mod handshakes;
+pub mod hkdf;
 pub mod nbd;
 pub mod nvmf;
+pub mod psk;
 pub mod stream;
 pub mod timing;

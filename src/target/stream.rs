@@ -74,6 +74,16 @@ impl Socket {
         }
     }
 
+    /// The first byte that the other end sends, which stays there to be received; `None` if it
+    /// sends none. Not for Unix sockets, of which it says `None` at once.
+    pub async fn first_byte(&self) -> io::Result<Option<u8>> {
+        let mut byte = [0];
+        match self {
+            Self::Tcp(stream) => Ok((stream.peek(&mut byte).await? > 0).then_some(byte[0])),
+            Self::Unix(_) => Ok(None),
+        }
+    }
+
     /// A receive that got less than it asked for has emptied the socket: more is announced by
     /// epoll (edge-triggered; see epoll(7)). Says so to tokio, which saves asking in vain.
     fn note_drained(&self) {

@@ -31,6 +31,7 @@ use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::observe::requests::Requests;
 use crate::secret::HostKeys;
+use crate::secret::tls_key::TlsKey;
 use crate::units::BLOCK_BYTES;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::bytes_u64;
@@ -570,6 +571,8 @@ pub struct MemoryDirectory {
     volumes: RwLock<BTreeMap<String, VolumeRef>>,
     /// Hosts that may connect from anywhere, by NQN, with what they authenticate by.
     hosts: RwLock<BTreeMap<String, Option<HostKeys>>>,
+    /// Keys by which hosts encrypt, by NQN.
+    tls_keys: RwLock<BTreeMap<String, TlsKey>>,
     changed: watch::Sender<u64>,
 }
 
@@ -611,6 +614,12 @@ impl MemoryDirectory {
         self.announce();
     }
 
+    /// Gives a host a key for TLS, and lets it connect from anywhere.
+    pub fn set_host_tls_key(&self, nqn: &str, key: TlsKey) {
+        self.tls_keys.write().insert(nqn.to_owned(), key);
+        self.set_host(nqn, true);
+    }
+
     /// Tells those who watch that something changed: needed after a change to a volume only.
     pub fn announce(&self) {
         self.changed.send_modify(|count| *count += 1);
@@ -632,6 +641,10 @@ impl VolumeDirectory for MemoryDirectory {
 
     fn host_keys(&self, nqn: &str) -> Option<HostKeys> {
         self.hosts.read().get(nqn).cloned().flatten()
+    }
+
+    fn host_tls_key(&self, nqn: &str) -> Option<TlsKey> {
+        self.tls_keys.read().get(nqn).cloned()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -17,6 +17,7 @@ use crate::env::LocalBoxFuture;
 use crate::error::Result;
 use crate::observe::requests::Requests;
 use crate::secret::HostKeys;
+use crate::secret::tls_key::TlsKey;
 
 pub mod memory;
 pub mod pod;
@@ -181,6 +182,8 @@ pub trait VolumeDirectory: Send + Sync {
     fn knows_host(&self, nqn: &str) -> bool;
     /// The keys by which that host authenticates; `None`: it need not.
     fn host_keys(&self, nqn: &str) -> Option<HostKeys>;
+    /// The key by which that host encrypts; `None`: it does not.
+    fn host_tls_key(&self, nqn: &str) -> Option<TlsKey>;
     /// Changes whenever a volume was added, resized or removed, or what hosts are served, after it
     /// can be seen.
     fn changes(&self) -> watch::Receiver<u64>;

@@ -38,6 +38,7 @@ use crate::pool::member::Health;
 use crate::pool::member::Member;
 use crate::pool::scrub::UnitPlace;
 use crate::secret::HostKeys;
+use crate::secret::tls_key::TlsKey;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::LayerId;
 use crate::units::format_size;
@@ -379,12 +380,17 @@ impl Pod {
         }
     }
 
-    /// Lets a host connect from anywhere, once it has proven that it has its key, if it is given
-    /// one; durable when it returns.
+    /// Lets a host connect from anywhere, once it has proven that it has its keys, if it is given
+    /// any, and encrypted by `tls`, if it is given that; durable when it returns.
     ///
     /// # Errors
     /// `InvalidRequest` for what is not an NQN, `Exists`, `NoSpace` if there are [`HOSTS_MAX`].
-    pub async fn add_host(&self, nqn: &str, dhchap: Option<HostKeys>) -> Result<()> {
+    pub async fn add_host(
+        &self,
+        nqn: &str,
+        dhchap: Option<HostKeys>,
+        tls: Option<TlsKey>,
+    ) -> Result<()> {
         const OP: &str = "add host";
         weft_api::check_nqn(nqn)
             .map_err(|reason| Error::new(ErrorKind::InvalidRequest, OP).context(reason))?;
@@ -396,7 +402,7 @@ impl Pod {
             return Err(Error::new(ErrorKind::NoSpace, OP)
                 .context(format_args!("a pod has at most {HOSTS_MAX} hosts: remove one")));
         }
-        let change = CatalogChange::AddHost(HostRecord { nqn: nqn.to_owned(), dhchap });
+        let change = CatalogChange::AddHost(HostRecord { nqn: nqn.to_owned(), dhchap, tls });
         self.engine.change_catalog(&change).await?;
         self.announce();
         Ok(())
@@ -411,6 +417,18 @@ impl Pod {
         let _one_at_a_time = self.changes.lock().await;
         self.check_host_known(nqn, "set the keys of a host")?;
         let change = CatalogChange::SetHostKeys { nqn: nqn.to_owned(), dhchap };
+        self.engine.change_catalog(&change).await.map(drop)
+    }
+
+    /// Gives a host a key for TLS in place of the one before, or none; durable when it returns. With
+    /// one, it must encrypt its connections. Those that are there stay as they are.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn set_host_tls_key(&self, nqn: &str, tls: Option<TlsKey>) -> Result<()> {
+        let _one_at_a_time = self.changes.lock().await;
+        self.check_host_known(nqn, "set the TLS key of a host")?;
+        let change = CatalogChange::SetHostTlsKey { nqn: nqn.to_owned(), tls };
         self.engine.change_catalog(&change).await.map(drop)
     }
 
@@ -447,9 +465,14 @@ impl Pod {
 
     /// The same with their keys.
     #[must_use]
-    pub fn hosts_with_keys(&self) -> Vec<(String, Option<HostKeys>)> {
-        let host = |host: &HostRecord| (host.nqn.clone(), host.dhchap.clone());
-        self.engine.with_catalog(|catalog| catalog.hosts.values().map(host).collect())
+    pub fn hosts_with_keys(&self) -> Vec<HostRecord> {
+        self.engine.with_catalog(|catalog| catalog.hosts.values().cloned().collect())
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn host(&self, nqn: &str) -> Option<HostRecord> {
+        self.engine.with_catalog(|catalog| catalog.hosts.get(nqn).cloned())
     }
 
     /// Tells those who watch that a volume was added, resized or removed, or who is served what.
@@ -592,6 +615,10 @@ impl VolumeDirectory for Pod {
 
     fn host_keys(&self, nqn: &str) -> Option<HostKeys> {
         self.engine.with_catalog(|catalog| catalog.hosts.get(nqn)?.dhchap.clone())
+    }
+
+    fn host_tls_key(&self, nqn: &str) -> Option<TlsKey> {
+        self.engine.with_catalog(|catalog| catalog.hosts.get(nqn)?.tls.clone())
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

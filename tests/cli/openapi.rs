@@ -143,7 +143,11 @@ fn answers_are_as_described() {
     const KEY: &str = "DHHC-1:01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
     let keys = json!({ "key": KEY, "ctrl_key": KEY }).to_string();
     ask("put", "/v1/hosts/{nqn}/dhchap", &format!("/v1/hosts/{NQN}/dhchap"), &keys);
+    const TLS_KEY: &str = "NVMeTLSkey-1:01:VRLbtnN9AQb2WXW3c9+wEf/DRLz0QuLdbYvEhwtdWwNf9LrZ:";
+    let key = json!({ "key": TLS_KEY }).to_string();
+    ask("put", "/v1/hosts/{nqn}/tls", &format!("/v1/hosts/{NQN}/tls"), &key);
     ask("get", "/v1/hosts", "/v1/hosts", "");
+    ask("delete", "/v1/hosts/{nqn}/tls", &format!("/v1/hosts/{NQN}/tls"), "");
     ask("delete", "/v1/hosts/{nqn}/dhchap", &format!("/v1/hosts/{NQN}/dhchap"), "");
     ask("delete", "/v1/hosts/{nqn}", &format!("/v1/hosts/{NQN}"), "");
     ask("delete", "/v1/volumes/{name}", "/v1/volumes/db", "");

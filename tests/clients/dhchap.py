@@ -12,10 +12,11 @@ import base64
 import hashlib
 import hmac
 import os
-import socket
 import struct
 import sys
 import zlib
+
+from nvme_host import Queue, socket_to
 
 HASHES = {1: "sha256", 2: "sha384", 3: "sha512"}
 GROUPS = {1: (2048, 560316), 2: (3072, 2625351), 3: (4096, 5736041), 4: (6144, 15705020), 5: (8192, 10965728)}
@@ -48,54 +49,8 @@ def read_key(path, nqn):
     return mac(number, key, nqn.encode() + b"NVMe-over-Fabrics") if number else key
 
 
-class Queue:
-    """One connection."""
-
-    def __init__(self, port):
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
-        self.socket.sendall(struct.pack("<BBBBI", 0, 0, 128, 0, 128) + bytes(120))
-        if self.exactly(128)[0] != 1:
-            sys.exit("no ICResp")
-
-    def exactly(self, count):
-        data = b""
-        while len(data) < count:
-            part = self.socket.recv(count - len(data))
-            if not part:
-                raise ConnectionError("the target closed")
-            data += part
-        return data
-
-    def command(self, opcode, dwords, data=b"", receive=0, fabrics=0, nsid=0):
-        """Sends a command; returns its status, its result and what it read."""
-        length = len(data) or receive
-        sqe = bytearray(64)
-        sqe[0], sqe[1], sqe[2] = opcode, 0x40, 1
-        sqe[4:8] = struct.pack("<I", fabrics or nsid)
-        sqe[32:36] = struct.pack("<I", length)
-        sqe[39] = 0x01 if data else 0x5A
-        for index, dword in enumerate(dwords):
-            sqe[40 + 4 * index : 44 + 4 * index] = struct.pack("<I", dword)
-        offset = 72 if data else 0
-        self.socket.sendall(struct.pack("<BBBBI", 4, 0, 72, offset, 72 + len(data)) + sqe + data)
-        kind, flags, header, offset, total = struct.unpack("<BBBBI", self.exactly(8))
-        rest = self.exactly(total - 8)
-        if kind == 7 and flags & 8:
-            return 0, 0, rest[offset - 8 :]
-        if kind != 5 or header != 24:
-            sys.exit(f"a PDU of type {kind}")
-        return struct.unpack_from("<H", rest, 14)[0] >> 1, struct.unpack_from("<I", rest, 0)[0], b""
-
-    def connect(self, qid, controller, nqn, host):
-        data = bytearray(1024)
-        data[0:16] = b"\x77" * 16
-        data[16:18] = struct.pack("<H", controller)
-        data[256 : 256 + len(nqn)] = nqn.encode()
-        data[512 : 512 + len(host)] = host.encode()
-        status, result, _ = self.command(0x7F, [qid << 16, 31, 0], bytes(data), fabrics=1)
-        if status:
-            sys.exit(f"connect: status {status:#x}")
-        return result
+class AuthenticatedQueue(Queue):
+    """One connection that proves that it has a key."""
 
     def send(self, message):
         status, _, _ = self.command(0x7F, [0xE9010100, len(message)], message, fabrics=5)
@@ -156,7 +111,7 @@ def main():
     port, nqn, host = int(sys.argv[1]), sys.argv[2], sys.argv[3]
     key = read_key(sys.argv[4], host)
     ctrl_key = read_key(sys.argv[5], nqn) if len(sys.argv) == 6 else None
-    admin = Queue(port)
+    admin = AuthenticatedQueue(socket_to(port))
     result = admin.connect(0, 0xFFFF, nqn, host)
     if result >> 16 != 2:
         print(f"no authentication asked for: {result:#x}")
@@ -167,7 +122,7 @@ def main():
     agreed = admin.authenticate(1, nqn, host, key, ctrl_key)
     if admin.command(0x7F, [0, 0x14, 0x00460001], fabrics=0)[0]:
         sys.exit("not enabled")
-    io = Queue(port)
+    io = AuthenticatedQueue(socket_to(port))
     io.connect(1, result & 0xFFFF, nqn, host)
     if io.command(2, [0, 0, 0], receive=512, nsid=1)[0] != AUTHENTICATION_REQUIRED:
         print("an I/O queue served before it was authenticated")
@@ -183,4 +138,5 @@ def main():
     print(f"authenticated by {agreed}{', both ways' if ctrl_key else ''}")
 
 
-main()
+if __name__ == "__main__":
+    main()

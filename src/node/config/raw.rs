@@ -97,6 +97,7 @@ pub(super) struct NvmeTcp {
     pub(super) discovery: Given<Vec<String>>,
     pub(super) advertise: Given<Vec<String>>,
     pub(super) connections_max: Given<usize>,
+    pub(super) tls: Given<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -32,6 +32,7 @@ use crate::target::nvmf::auth::Policy;
 use crate::target::nvmf::auth::groups::Group;
 use crate::target::nvmf::subsystem::CONTROLLER_ID_MAX;
 use crate::target::nvmf::subsystem::DISCOVERY_NQN;
+use crate::target::nvmf::subsystem::SecureChannel;
 use crate::target::nvmf::subsystem::UnknownHosts;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::IO_ALIGN;
@@ -289,7 +290,21 @@ fn nvme_tcp(raw: raw::NvmeTcp, listen: Option<SocketAddr>) -> Result<NvmeTcpConf
         discovery,
         advertise: addresses("nvme_tcp.advertise", raw.advertise, &[])?,
         connections_max: connections,
+        tls: secure_channel(raw.tls)?,
     })
+}
+
+fn secure_channel(given: Given<String>) -> Result<SecureChannel, Wrong> {
+    let (mode, at) = split(given);
+    match mode.as_deref() {
+        Some("off") => Ok(SecureChannel::Off),
+        None | Some("optional") => Ok(SecureChannel::Optional),
+        Some("required") => Ok(SecureChannel::Required),
+        Some(other) => {
+            let reason = format!("'{other}' is none of \"off\", \"optional\" and \"required\"");
+            Err(wrong(at, "nvme_tcp.tls", reason))
+        }
+    }
 }
 
 /// The addresses listed; if none are, those of this machine with the default ports.

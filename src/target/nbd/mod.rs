@@ -226,6 +226,7 @@ impl NbdTarget {
             }
             Ok(Haggled::StartTls) => match self.secure(socket, handshake, &mut haggling).await {
                 Ok(Some((stream, negotiated))) => {
+                    tracked.encrypted();
                     self.transmit(stream, haggling, negotiated, &tracked).await;
                 }
                 Ok(None) => {}

@@ -1,5 +1,6 @@
 //! The fabrics Connect command: what the host asks for, and whether it gets it. (NVMe-oF 1.1, 3.3)
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::target::nvmf::controller::QueueRefused;
 use crate::target::nvmf::status::Status;
 use crate::target::nvmf::subsystem::DISCOVERY_NQN;
 use crate::target::nvmf::subsystem::Subsystem;
+use crate::target::nvmf::transport::SecureNames;
 use crate::target::nvmf::wire::Sqe;
 
 /// Bytes of the command's data.
@@ -60,10 +62,12 @@ struct Data<'a> {
     host_nqn: &'a str,
 }
 
-/// Admits a queue or refuses it. `from` is where the host is.
+/// Admits a queue or refuses it. `from` is where the host is, and `secured` whom its connection is
+/// with, if that is encrypted.
 pub fn connect(
     subsystem: &Subsystem,
     from: IpAddr,
+    secured: Option<&SecureNames>,
     sqe: &Sqe,
     data: &[u8],
 ) -> Result<Connected, Refused> {
@@ -89,6 +93,7 @@ pub fn connect(
         let (status, result) = (Status::CONNECT_INVALID_HOST, in_data(DATA_HOST_NQN).result);
         return Err(Refused { status, result });
     }
+    check_channel(subsystem, from, secured, &data)?;
     let identity = Identity {
         kind,
         subsystem_nqn: data.subsystem_nqn.to_owned(),
@@ -103,6 +108,35 @@ pub fn connect(
     // Discovery tells nobody more than its name lets it see.
     let authenticate = kind == Kind::Io && subsystem.host_keys(data.host_nqn).is_some();
     Ok(Connected { controller, qid, entries, authenticate })
+}
+
+/// Refuses hosts that do not encrypt and have to, and those that have the key of another name.
+fn check_channel(
+    subsystem: &Subsystem,
+    from: IpAddr,
+    secured: Option<&SecureNames>,
+    data: &Data<'_>,
+) -> Result<(), Refused> {
+    let refuse = |message: fmt::Arguments<'_>| {
+        event::raise(event::HOST_REFUSED, "nvme-tcp", message);
+        let (status, result) = (Status::CONNECT_INVALID_HOST, in_data(DATA_HOST_NQN).result);
+        Err(Refused { status, result })
+    };
+    let nqn = data.host_nqn;
+    match secured {
+        Some(names) if names.host_nqn != nqn => refuse(format_args!(
+            "{from} says that it is {nqn}, by the TLS key of {}",
+            names.host_nqn
+        )),
+        Some(names) if names.subsystem_nqn != data.subsystem_nqn => refuse(format_args!(
+            "{nqn} from {from} connects to another subsystem than its TLS key is for"
+        )),
+        Some(_) => Ok(()),
+        None if data.subsystem_nqn != DISCOVERY_NQN && subsystem.host_tls_key(nqn).is_some() => {
+            refuse(format_args!("{nqn} from {from} has a TLS key and does not use it"))
+        }
+        None => Ok(()),
+    }
 }
 
 fn admin_queue(
@@ -176,6 +210,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::secret::tls_key::TlsKey;
     use crate::target::nvmf::subsystem::SubsystemOptions;
     use crate::target::nvmf::wire::SQE_BYTES;
     use crate::volume::memory::MemoryDirectory;
@@ -187,7 +222,7 @@ mod tests {
 
     /// From this machine.
     fn connect(subsystem: &Subsystem, sqe: &Sqe, data: &[u8]) -> Result<Connected, Refused> {
-        super::connect(subsystem, IpAddr::from([127, 0, 0, 1]), sqe, data)
+        super::connect(subsystem, IpAddr::from([127, 0, 0, 1]), None, sqe, data)
     }
 
     fn sqe(qid: u16, entries: u16) -> Sqe {
@@ -234,6 +269,36 @@ mod tests {
     }
 
     #[test]
+    fn a_host_with_a_tls_key_connects_by_it_and_as_itself() {
+        let directory = MemoryDirectory::default();
+        directory.set_host_tls_key("nqn.k", TlsKey::from_random(None, &[7; 64]).expect("good"));
+        let options = SubsystemOptions::new(Uuid::from_u128(7));
+        let subsystem = Subsystem::new(Arc::new(directory), options);
+        let nqn = subsystem.nqn().to_owned();
+        let names = |host: &str, subsystem: &str| {
+            Some(SecureNames { host_nqn: host.into(), subsystem_nqn: subsystem.into() })
+        };
+        let here = IpAddr::from([127, 0, 0, 1]);
+        for (secured, to, host, admitted) in [
+            (None, &*nqn, "nqn.h", true),
+            (None, &nqn, "nqn.k", false),
+            (None, DISCOVERY_NQN, "nqn.k", true),
+            (names("nqn.k", &nqn), &nqn, "nqn.k", true),
+            (names("nqn.k", &nqn), &nqn, "nqn.h", false),
+            (names("nqn.k", &nqn), DISCOVERY_NQN, "nqn.k", false),
+            (names("nqn.k", DISCOVERY_NQN), &nqn, "nqn.k", false),
+            (names("nqn.k", DISCOVERY_NQN), DISCOVERY_NQN, "nqn.k", true),
+        ] {
+            let data = data(0xffff, to, host);
+            let made = super::connect(&subsystem, here, secured.as_ref(), &sqe(0, 31), &data);
+            assert_eq!(made.is_ok(), admitted, "{host} to {to}, secured {secured:?}");
+            if let Err(refused) = made {
+                assert_eq!(refused.status, Status::CONNECT_INVALID_HOST);
+            }
+        }
+    }
+
+    #[test]
     fn wrong_parameters_are_named() {
         let subsystem = subsystem();
         let nqn = subsystem.nqn().to_owned();
@@ -254,13 +319,13 @@ mod tests {
         other_format[40] = 1;
         assert_eq!(refusal(&Sqe::new(other_format), &good).status, Status::CONNECT_FORMAT);
         let remote = IpAddr::from([192, 0, 2, 1]);
-        let refused = super::connect(&subsystem, remote, &sqe(0, 31), &good).err();
+        let refused = super::connect(&subsystem, remote, None, &sqe(0, 31), &good).err();
         assert_eq!(refused.map(|refused| refused.status), Some(Status::CONNECT_INVALID_HOST));
         // An I/O queue is judged by where it comes from itself, not by its controller's admission.
         let local = connect(&subsystem, &sqe(0, 31), &good).expect("admitted");
         local.controller.set_property(0x14, false, 0x0046_0001).expect("enabled");
         let queue = data(local.controller.id(), &nqn, "nqn.h");
-        let refused = super::connect(&subsystem, remote, &sqe(1, 31), &queue).err();
+        let refused = super::connect(&subsystem, remote, None, &sqe(1, 31), &queue).err();
         assert_eq!(refused.map(|refused| refused.status), Some(Status::CONNECT_INVALID_HOST));
         assert!(connect(&subsystem, &sqe(1, 31), &queue).is_ok());
         // Discovery controllers have no I/O queues.

@@ -11,6 +11,7 @@ use crate::target::nvmf::identify::FIRMWARE;
 use crate::target::nvmf::subsystem::DISCOVERY_NQN;
 use crate::target::nvmf::subsystem::IoCounters;
 use crate::target::nvmf::subsystem::Namespaces;
+use crate::target::nvmf::subsystem::SecureChannel;
 use crate::target::nvmf::subsystem::Subsystem;
 use crate::target::nvmf::transport::Path;
 use crate::target::nvmf::wire::opcode;
@@ -142,10 +143,13 @@ pub fn ana(namespaces: &Namespaces, groups_only: bool) -> Vec<u8> {
 #[must_use]
 pub fn discovery(subsystem: &Subsystem, host_nqn: &str, path: Path, generation: u64) -> Vec<u8> {
     let portal = path.portal;
+    let secure = subsystem.must_encrypt(host_nqn);
     const REFERS_TO_SUBSYSTEM: u8 = 2;
     const IS_THIS_ONE: u8 = 3;
     let mut page = vec![0; DISCOVERY_ENTRY_BYTES];
-    entry(&mut page, IS_THIS_ONE, DISCOVERY_NQN, portal, 0);
+    // Where a secure channel is not required of all, discovery may be asked without.
+    let secure_here = subsystem.secure_channel() == SecureChannel::Required;
+    entry(&mut page, (IS_THIS_ONE, DISCOVERY_NQN), portal, 0, secure_here);
     let here = [portal];
     let advertised = match subsystem.advertised() {
         _ if !subsystem.admits(host_nqn, path.host) => &[],
@@ -157,7 +161,7 @@ pub fn discovery(subsystem: &Subsystem, host_nqn: &str, path: Path, generation: 
         if address.ip().is_unspecified() {
             address.set_ip(portal.ip());
         }
-        entry(&mut page, REFERS_TO_SUBSYSTEM, subsystem.nqn(), address, port_id);
+        entry(&mut page, (REFERS_TO_SUBSYSTEM, subsystem.nqn()), address, port_id, secure);
     }
     put(&mut page, 0, &generation.to_le_bytes()); // GENCTR
     let records = u64::try_from(page.len() / DISCOVERY_ENTRY_BYTES - 1).expect("a few");
@@ -165,8 +169,16 @@ pub fn discovery(subsystem: &Subsystem, host_nqn: &str, path: Path, generation: 
     page
 }
 
-fn entry(page: &mut Vec<u8>, subtype: u8, nqn: &str, address: SocketAddr, port_id: u16) {
+fn entry(
+    page: &mut Vec<u8>,
+    (subtype, nqn): (u8, &str),
+    address: SocketAddr,
+    port_id: u16,
+    secure: bool,
+) {
     const TCP: u8 = 3;
+    const SECURE_CHANNEL_REQUIRED: u8 = 1;
+    const TLS_1_3: u8 = 2;
     let ip = address.ip().to_canonical();
     let mut entry = vec![0; DISCOVERY_ENTRY_BYTES];
     entry[0] = TCP;
@@ -175,9 +187,13 @@ fn entry(page: &mut Vec<u8>, subtype: u8, nqn: &str, address: SocketAddr, port_i
         IpAddr::V6(_) => 2,
     };
     entry[2] = subtype;
-    // TREQ: SQ flow control may be disabled. Of a secure channel nothing is said, since nvme-cli
-    // takes "not required" for a reason to ask for one.
+    // TREQ: SQ flow control may be disabled. Of a secure channel nothing is said to hosts that have
+    // no key for one, since nvme-cli takes "not required" for a reason to ask for it.
     entry[3] = 1 << 2;
+    if secure {
+        entry[3] |= SECURE_CHANNEL_REQUIRED;
+        entry[768] = TLS_1_3; // TSAS: SECTYPE
+    }
     put(&mut entry, 4, &port_id.to_le_bytes());
     put(&mut entry, 6, &u16::MAX.to_le_bytes()); // CNTLID: dynamic controllers
     put(&mut entry, 8, &32_u16.to_le_bytes()); // ASQSZ
@@ -194,6 +210,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::secret::tls_key::TlsKey;
     use crate::target::nvmf::subsystem::SubsystemOptions;
     use crate::volume::memory::MemoryDirectory;
     use crate::volume::memory::MemoryVolume;
@@ -233,9 +250,32 @@ mod tests {
         assert!(
             text(&page[2048 + 256..2048 + 512]).starts_with("nqn.2014-08.org.nvmexpress:uuid:")
         );
+        assert_eq!((page[2048 + 3], page[2048 + 768]), (1 << 2, 0));
         let from_afar = Path { host: IpAddr::from([192, 0, 2, 9]), ..path };
         let page = discovery(&subsystem(&[]), "nqn.h", from_afar, 6);
         assert_eq!((page.len(), page[8]), (2 * 1024, 1), "only itself");
+    }
+
+    #[test]
+    fn discovery_says_to_whom_a_secure_channel_is_required() {
+        let path = Path {
+            portal: "192.0.2.1:8009".parse().expect("address"),
+            host: IpAddr::from([127, 0, 0, 1]),
+        };
+        let security =
+            |page: &[u8]| [1024, 2048].map(|entry| (page[entry + 3] & 3, page[entry + 768]));
+        for (secure_channel, with_key, without) in [
+            (SecureChannel::Optional, [(0, 0), (1, 2)], [(0, 0), (0, 0)]),
+            (SecureChannel::Required, [(1, 2), (1, 2)], [(1, 2), (1, 2)]),
+        ] {
+            let directory = MemoryDirectory::default();
+            directory.set_host_tls_key("nqn.k", TlsKey::from_random(None, &[7; 64]).expect("good"));
+            let options =
+                SubsystemOptions { secure_channel, ..SubsystemOptions::new(Uuid::from_u128(7)) };
+            let subsystem = Subsystem::new(Arc::new(directory), options);
+            assert_eq!(security(&discovery(&subsystem, "nqn.k", path, 1)), with_key);
+            assert_eq!(security(&discovery(&subsystem, "nqn.h", path, 1)), without);
+        }
     }
 
     #[test]

@@ -47,6 +47,7 @@ use crate::target::nvmf::subsystem::Namespaces;
 use crate::target::nvmf::subsystem::Subsystem;
 use crate::target::nvmf::transport::Path;
 use crate::target::nvmf::transport::Responder;
+use crate::target::nvmf::transport::SecureNames;
 use crate::target::nvmf::wire::Cqe;
 use crate::target::nvmf::wire::Sgl;
 use crate::target::nvmf::wire::Sqe;
@@ -89,6 +90,8 @@ impl Transfer {
 pub struct Queue {
     subsystem: Arc<Subsystem>,
     path: Path,
+    /// Whom the connection is with, if it is encrypted.
+    secured: Option<SecureNames>,
     namespaces: Namespaces,
     changes: watch::Receiver<u64>,
     role: Role,
@@ -135,6 +138,7 @@ impl Queue {
             changes,
             subsystem,
             path,
+            secured: None,
             role: Role::Fresh,
             authentication: None,
             id: 0,
@@ -146,6 +150,11 @@ impl Queue {
             tally: Tally::default(),
             timing: Timing::new(FrontEnd::NvmeTcp, timed),
         }
+    }
+
+    /// Says whom its connection is with, if that is encrypted.
+    pub fn set_secured(&mut self, names: Option<SecureNames>) {
+        self.secured = names;
     }
 
     /// How long commands take.
@@ -527,7 +536,8 @@ impl Queue {
 
     fn connect(&mut self, sqe: &Sqe, data: &[u8], out: &mut impl Responder) {
         const DISABLE_FLOW_CONTROL: u8 = 1 << 2;
-        match connect::connect(&self.subsystem, self.path.host, sqe, data) {
+        let secured = self.secured.as_ref();
+        match connect::connect(&self.subsystem, self.path.host, secured, sqe, data) {
             Ok(connected) => {
                 let controller = connected.controller;
                 let identity = controller.identity();

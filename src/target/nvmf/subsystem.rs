@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::secret::HostKeys;
+use crate::secret::tls_key::TlsKey;
 use crate::target::nvmf::auth::Policy;
 use crate::target::nvmf::auth::elsewhere::Exponentiations;
 use crate::target::nvmf::controller::Controller;
@@ -54,6 +55,8 @@ pub struct SubsystemOptions {
     pub advertised: Vec<SocketAddr>,
     /// How hosts with a key may authenticate.
     pub authentication: Policy,
+    /// Whether hosts may or must encrypt.
+    pub secure_channel: SecureChannel,
 }
 
 impl SubsystemOptions {
@@ -67,8 +70,20 @@ impl SubsystemOptions {
             unknown_hosts: UnknownHosts::Loopback,
             advertised: Vec::new(),
             authentication: Policy::default(),
+            secure_channel: SecureChannel::Optional,
         }
     }
+}
+
+/// Whether connections are encrypted, by TLS. (NVMe-oF 1.1, 1.5.1)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecureChannel {
+    /// None is; hosts that have a key for it are refused.
+    Off,
+    /// Those of hosts that have a key for it, and only those.
+    Optional,
+    /// All are: hosts without a key are refused, also for discovery.
+    Required,
 }
 
 /// From where hosts may connect that were never added.
@@ -90,6 +105,7 @@ pub struct Subsystem {
     unknown_hosts: UnknownHosts,
     advertised: Vec<SocketAddr>,
     authentication: Policy,
+    secure_channel: SecureChannel,
     exponentiations: Exponentiations,
     directory: Arc<dyn VolumeDirectory>,
     /// Guards the table for one lookup or change.
@@ -188,6 +204,7 @@ impl Subsystem {
             unknown_hosts: options.unknown_hosts,
             advertised: options.advertised,
             authentication: options.authentication,
+            secure_channel: options.secure_channel,
             exponentiations: Exponentiations::default(),
             directory,
             controllers: Mutex::default(),
@@ -217,6 +234,24 @@ impl Subsystem {
     #[must_use]
     pub fn host_keys(&self, host_nqn: &str) -> Option<HostKeys> {
         self.directory.host_keys(host_nqn)
+    }
+
+    /// The key by which a host encrypts, as it is now; `None`: it has none.
+    #[must_use]
+    pub fn host_tls_key(&self, host_nqn: &str) -> Option<TlsKey> {
+        self.directory.host_tls_key(host_nqn)
+    }
+
+    /// Whether hosts may or must encrypt.
+    #[must_use]
+    pub fn secure_channel(&self) -> SecureChannel {
+        self.secure_channel
+    }
+
+    /// Whether this host must.
+    #[must_use]
+    pub fn must_encrypt(&self, host_nqn: &str) -> bool {
+        self.secure_channel == SecureChannel::Required || self.host_tls_key(host_nqn).is_some()
     }
 
     /// How hosts may authenticate.

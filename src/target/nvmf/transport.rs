@@ -21,6 +21,15 @@ pub struct Path {
     pub host: IpAddr,
 }
 
+/// Whom an encrypted connection is with, as its key says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecureNames {
+    /// The host.
+    pub host_nqn: String,
+    /// What it connects to.
+    pub subsystem_nqn: String,
+}
+
 /// Where a queue's answers go.
 pub trait Responder {
     /// Sends a completion.

@@ -1,17 +1,12 @@
 //! What DH-HMAC-CHAP computes: bound keys, augmented challenges, responses. Pure.
 //! (NVMe Base 2.2, 8.3.4.5)
 
-use hmac::Hmac;
-use hmac::KeyInit;
-use hmac::Mac;
-use sha2::Digest;
-use sha2::Sha256;
-use sha2::Sha384;
-use sha2::Sha512;
 use zeroize::Zeroizing;
 
 use crate::secret::DhchapKey;
 use crate::secret::Hash;
+use crate::target::hkdf::digest;
+use crate::target::hkdf::hmac;
 
 /// What a key is bound to besides a name.
 const KEY_LABEL: &[u8] = b"NVMe-over-Fabrics";
@@ -37,29 +32,6 @@ pub struct Asked<'a> {
     pub host_nqn: &'a str,
     /// The subsystem's.
     pub subsystem_nqn: &'a str,
-}
-
-/// A hash's digest of some bytes.
-#[must_use]
-pub fn digest(hash: Hash, bytes: &[u8]) -> Zeroizing<Vec<u8>> {
-    Zeroizing::new(match hash {
-        Hash::Sha256 => Sha256::digest(bytes).to_vec(),
-        Hash::Sha384 => Sha384::digest(bytes).to_vec(),
-        Hash::Sha512 => Sha512::digest(bytes).to_vec(),
-    })
-}
-
-fn hmac(hash: Hash, key: &[u8], parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
-    fn by<M: Mac + KeyInit>(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
-        let mut mac = <M as KeyInit>::new_from_slice(key).expect("HMAC takes keys of any length");
-        parts.iter().for_each(|part| mac.update(part));
-        mac.finalize().into_bytes().to_vec()
-    }
-    Zeroizing::new(match hash {
-        Hash::Sha256 => by::<Hmac<Sha256>>(key, parts),
-        Hash::Sha384 => by::<Hmac<Sha384>>(key, parts),
-        Hash::Sha512 => by::<Hmac<Sha512>>(key, parts),
-    })
 }
 
 /// The challenge mixed with what the exchange of a group came to.

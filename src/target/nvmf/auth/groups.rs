@@ -298,8 +298,7 @@ mod tests {
         ];
         for (group, digest) in groups().zip(digests) {
             let public = group.public(&exponent(0x5a));
-            let found =
-                crate::target::nvmf::auth::crypto::digest(crate::secret::Hash::Sha256, &public);
+            let found = crate::target::hkdf::digest(crate::secret::Hash::Sha256, &public);
             let found: String = found.iter().map(|byte| format!("{byte:02x}")).collect();
             assert_eq!(found, digest, "{group:?}");
         }

@@ -8,9 +8,7 @@
 //! | [`wire`] | PDUs: bytes to types and back |
 //! | [`framing`], [`outbox`] | commands in, answers out, without I/O |
 //! | [`connection`] | the loop that joins them with a queue and a socket |
-//!
-//! TLS is not built: what hosts that have a key prove, they prove of a connection that others may
-//! read.
+//! | [`channel`], [`mod@identity`] | TLS: whether a connection is encrypted, and by whose key |
 
 use std::future::pending;
 use std::future::poll_fn;
@@ -30,21 +28,27 @@ use weft_api::FrontEnd;
 use crate::observe::event;
 use crate::target::connections::Connections;
 use crate::target::connections::Identity;
+use crate::target::connections::Tracked;
 use crate::target::handshakes::Handshakes;
 use crate::target::handshakes::Slot;
 use crate::target::nvmf::controller::Life;
 use crate::target::nvmf::queue::Queue;
 use crate::target::nvmf::subsystem::Subsystem;
+use crate::target::nvmf::tcp::channel::Channel;
+use crate::target::nvmf::tcp::channel::Door;
 use crate::target::nvmf::tcp::connection::Connection;
 use crate::target::nvmf::tcp::connection::End;
 use crate::target::nvmf::tcp::connection::Limits;
 use crate::target::nvmf::transport::Path;
+use crate::target::nvmf::transport::SecureNames;
 use crate::target::stream::ByteStream;
 use crate::target::stream::Socket;
 use crate::units::bytes_usize;
 
+pub mod channel;
 pub mod connection;
 pub mod framing;
+pub mod identity;
 pub mod outbox;
 pub mod wire;
 
@@ -108,6 +112,7 @@ pub struct NvmeTcpTarget {
     options: NvmeTcpOptions,
     counters: TargetCounters,
     connections: Connections,
+    door: Door,
     handshakes: Arc<Handshakes>,
     stopping: watch::Sender<bool>,
 }
@@ -133,6 +138,7 @@ impl NvmeTcpTarget {
     #[must_use]
     pub fn new(subsystem: Arc<Subsystem>, options: NvmeTcpOptions) -> Self {
         Self {
+            door: Door::new(&subsystem),
             subsystem,
             handshakes: Handshakes::new(options.handshakes_max),
             options,
@@ -193,18 +199,56 @@ impl NvmeTcpTarget {
     async fn serve_socket(&self, socket: Socket, mut stopping: watch::Receiver<bool>) {
         let tracked = self.connections.track(FrontEnd::NvmeTcp, socket.peer());
         let path = path(&socket);
-        let queue = Queue::new(Arc::clone(&self.subsystem), path, self.options.timed);
+        let mut slot = self.handshakes.begin();
+        let until = time::Instant::now() + self.options.handshake_timeout;
+        let channel = tokio::select! {
+            biased;
+            channel = self.door.open(socket, &path) => channel,
+            _ = stopping.wait_for(|stopping| *stopping) => None,
+            () = slot.evicted() => None,
+            () = time::sleep_until(until) => None,
+        };
+        let arrived = Arrived { path, tracked, slot, until };
+        match channel {
+            None => {}
+            Some(Channel::Plain(socket)) => {
+                self.serve_stream(socket, None, arrived, stopping).await;
+            }
+            Some(Channel::Secure(stream, names)) => {
+                arrived.tracked.encrypted();
+                // Boxed, so that plain connections do not carry its size.
+                Box::pin(self.serve_stream(stream, Some(names), arrived, stopping)).await;
+            }
+        }
+    }
+
+    async fn serve_stream<S: ByteStream>(
+        &self,
+        stream: S,
+        secured: Option<SecureNames>,
+        arrived: Arrived<'_>,
+        mut stopping: watch::Receiver<bool>,
+    ) {
+        let Arrived { path, tracked, slot, until } = arrived;
+        let mut queue = Queue::new(Arc::clone(&self.subsystem), path, self.options.timed);
+        queue.set_secured(secured);
         let limits = Limits { bytes_max: self.options.bytes_max };
         let counts = Arc::clone(tracked.counts());
-        let mut connection = Connection::new(socket, queue, limits, counts);
-        let end = match self.until_connected(&mut connection, &mut stopping).await {
+        let mut connection = Connection::new(stream, queue, limits, counts);
+        let connected = self.until_connected(&mut connection, &mut stopping, slot, until);
+        let end = match connected.await {
             Err(end) => end,
             Ok(slot) => {
                 tracked.identify(identity(connection.queue()));
                 self.until_end(&mut connection, &mut stopping, slot).await
             }
         };
-        match &end {
+        self.say_goodbye(&mut connection, &end).await;
+    }
+
+    /// Ends a connection as it is fit.
+    async fn say_goodbye<S: ByteStream>(&self, connection: &mut Connection<S>, end: &End) {
+        match end {
             End::Clean => {
                 // A host that does not wait for the goodbye loses nothing.
                 let goodbye = poll_fn(|cx| connection.poll_close(cx));
@@ -229,8 +273,9 @@ impl NvmeTcpTarget {
         &self,
         connection: &mut Connection<S>,
         stopping: &mut watch::Receiver<bool>,
+        mut slot: Slot,
+        until: time::Instant,
     ) -> Result<Slot, End> {
-        let mut slot = self.handshakes.begin();
         let connected = poll_fn(|cx| match connection.poll_serve(cx) {
             Poll::Ready(end) => Poll::Ready(Some(end)),
             Poll::Pending if connection.queue().controller().is_some() => Poll::Ready(None),
@@ -241,7 +286,7 @@ impl NvmeTcpTarget {
             ended = connected => ended.map_or(Ok(slot), Err),
             _ = stopping.wait_for(|stopping| *stopping) => Err(End::Clean),
             () = slot.evicted() => Err(End::Clean),
-            () = time::sleep(self.options.handshake_timeout) => Err(timed_out()),
+            () = time::sleep_until(until) => Err(timed_out()),
         }
     }
 
@@ -314,6 +359,15 @@ impl NvmeTcpTarget {
             }
         }
     }
+}
+
+/// A connection that has been taken, and is not connected to a queue yet.
+struct Arrived<'a> {
+    path: Path,
+    tracked: Tracked<'a>,
+    slot: Slot,
+    /// When it must be.
+    until: time::Instant,
 }
 
 /// What a connected host still owes: that it authenticates, in time and while there is a slot.
