@@ -33,9 +33,9 @@
 //! | `GET /metrics` | | the same counts for Prometheus, as text |
 //!
 //! Over TCP every request carries `Authorization: Bearer TOKEN`; one that does not is answered with
-//! status 401. A change is durable when it is answered. Whatever fails is answered with a [`Problem`] (RFC
-//! 9457). Sizes are in bytes; unknown keys in a request are refused, and those in an answer are
-//! to be ignored, since later versions add some.
+//! status 401 and the kind `Unauthorized`. A change is durable when it is answered. Whatever fails
+//! is answered with a [`Problem`] (RFC 9457). Sizes are in bytes; unknown keys in a request are
+//! refused, and those in an answer are to be ignored, since later versions add some.
 
 #![forbid(unsafe_code)]
 
@@ -344,7 +344,8 @@ pub struct Problem {
     pub status: u16,
     /// What was tried, on what, and what can be done.
     pub detail: String,
-    /// The engine's name of the kind, for programs: `NotFound`, `Exists`, `NoSpace`, ...
+    /// The kind's name, for programs: `NotFound`, `Exists`, `NoSpace`, ...; `Unauthorized` if the
+    /// request was not looked at for want of the token.
     pub kind: String,
 }
 

@@ -34,6 +34,7 @@ const EXIT_STATUS: &[(&str, &str)] = &[
     ("3", "no node answers"),
     ("4", "no such volume or task"),
     ("5", "conflict (name taken, directory or address in use by another process)"),
+    ("6", "not authorized (the token is not the node's)"),
 ];
 
 /// The node's directory.

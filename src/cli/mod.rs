@@ -40,7 +40,8 @@ use exit::Failure;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong arguments, configuration or request, 3 no node answers,
-4 no such volume or task, 5 conflict (name taken, directory or address in use by another process)";
+4 no such volume or task, 5 conflict (name taken, directory or address in use by another process),
+6 not authorized (the token is not the node's)";
 
 /// Serves erasure-coded, compressed volumes over NBD and NVMe/TCP.
 ///

@@ -10,6 +10,11 @@ use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
+use weft_api::Client;
+use weft_api::ClientError;
+use weft_api::Endpoint;
+use weft_api::Problem;
+
 use crate::support::Node;
 use crate::support::Outcome;
 use crate::support::PATIENCE;
@@ -73,6 +78,16 @@ fn at(url: &str, token: &Path, ca: &Path, command: &[&str]) -> Outcome {
     weft(&[command, &place].concat())
 }
 
+/// What a program gets that asks for the status with that token.
+fn problem(url: &str, token: &Path, ca: &Path) -> Problem {
+    let client = Client::to(Endpoint::https(url, token, ca).expect("complete"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime.expect("a runtime").block_on(client.status()) {
+        Err(ClientError::Problem(problem)) => problem,
+        other => panic!("refused, not {other:?}"),
+    }
+}
+
 #[test]
 fn every_command_works_over_tls_with_the_token() {
     let scratch = Scratch::new();
@@ -112,16 +127,19 @@ fn without_the_token_nothing_is_answered() {
         secret(&path, &wrong);
         for command in [&["status"][..], &["volume", "delete", "vol0"], &["metrics"]] {
             let refused = at(&url, &path, &ca, command);
-            assert_eq!(refused.code, Some(2), "{wrong:?} {command:?}: {refused:?}");
+            assert_eq!(refused.code, Some(6), "{wrong:?} {command:?}: {refused:?}");
             assert!(refused.err.contains("Authorization: Bearer"), "{refused:?}");
+            assert!(refused.err.contains("--token-file"), "{refused:?}");
         }
     }
+    let problem = problem(&url, &scratch.path("wrong"), &ca);
+    assert_eq!((problem.status, &*problem.kind), (401, "Unauthorized"), "{problem:?}");
     assert_eq!(node.json(&["volume", "list"])[0]["name"], "vol0");
     let events = node.json(&["event", "list"]);
     let refused: Vec<_> =
         events.as_array().expect("a list").iter().filter(|e| e["kind"] == REFUSED).collect();
     assert_eq!(refused.len(), 1, "a flood is one event: {events}");
-    assert_eq!((&refused[0]["subject"], &refused[0]["count"]), (&"api".into(), &9.into()));
+    assert_eq!((&refused[0]["subject"], &refused[0]["count"]), (&"api".into(), &10.into()));
     node.stop_despite(Some(REFUSED));
 }
 
