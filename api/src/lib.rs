@@ -29,6 +29,7 @@
 //! | `GET /v1/events?after=N` | | array of [`Event`] after the N-th, oldest first; the newest 1000 are kept |
 //! | `GET /v1/log` | | [`LogLevel`] |
 //! | `PUT /v1/log` | [`LogLevel`] | [`LogLevel`] |
+//! | `POST /v1/reload` | | 204 when certificates, keys and the token have been read again |
 //! | `GET /v1/openapi.json` | | all this for programs, as an OpenAPI document |
 //! | `GET /metrics` | | the same counts for Prometheus, as text |
 //!

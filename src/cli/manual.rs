@@ -124,6 +124,7 @@ const EXAMPLES: &[(&str, &str, &str)] = &[
     ("weft connection list", "Who is connected", "weft connection list"),
     ("weft log", "What the node logs now", "weft log"),
     ("weft log", "Log what hosts do, until the restart", "weft log info,weft::target=debug"),
+    ("weft reload", "After a certificate was renewed; also a unit's ExecReload=", "weft reload"),
     ("weft metrics", "What Prometheus would read", "weft metrics"),
     ("weft explain", "Why is it slow?", "weft explain db --last 5m"),
     ("weft top", "Watch a node", "weft top"),

@@ -218,6 +218,12 @@ enum Command {
     /// Show what a running node logs, or change it until the node is restarted
     #[command(after_help = EXIT_CODES)]
     Log(LogArguments),
+    /// Make a running node read certificates, keys and the API's token again
+    ///
+    /// All of them, or none if one is wrong. Connections that stand go on; those from then on see
+    /// the new certificates. The configuration itself is read when a node starts only.
+    #[command(after_help = EXIT_CODES)]
+    Reload(OutputArguments),
     /// Print what a running node counts, in Prometheus' text format
     #[command(after_help = EXIT_CODES)]
     Metrics,

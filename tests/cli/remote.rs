@@ -19,6 +19,7 @@ use crate::support::Node;
 use crate::support::Outcome;
 use crate::support::PATIENCE;
 use crate::support::Scratch;
+use crate::support::certificate;
 use crate::support::text;
 use crate::support::weft;
 
@@ -32,16 +33,6 @@ const REFUSED: &str = "api-refused";
 fn secret(path: &Path, content: &str) {
     fs::write(path, content).expect("written");
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("set");
-}
-
-/// Writes certificate and key for `localhost` and 127.0.0.1 as NAME.pem and NAME.key.
-fn certificate(scratch: &Scratch, name: &str) {
-    let key = rcgen::KeyPair::generate().expect("generated");
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let parameters = rcgen::CertificateParams::new(names).expect("names");
-    let certificate = parameters.self_signed(&key).expect("signed");
-    fs::write(scratch.path(&format!("{name}.pem")), certificate.pem()).expect("written");
-    fs::write(scratch.path(&format!("{name}.key")), key.serialize_pem()).expect("written");
 }
 
 /// A configuration with the API and metrics on free ports of loopback.
@@ -216,6 +207,48 @@ fn strangers_take_no_place_from_this_machine() {
     let told = refused["message"].as_str().is_some_and(|text| text.contains("connections already"));
     assert!(refused["kind"] == REFUSED && told, "{refused}");
     node.stop_despite(Some(REFUSED));
+}
+
+#[test]
+fn a_reload_takes_a_new_certificate_and_token_for_the_api() {
+    let scratch = Scratch::new();
+    let node = Node::start(&scratch, &config(&scratch));
+    let url = format!("https://{}", address(&node));
+    let (old_ca, new_ca) = (scratch.path("old.pem"), scratch.path("new.pem"));
+    let (old_token, new_token) = (scratch.path("old"), scratch.path("new"));
+    fs::copy(scratch.path("node.pem"), &old_ca).expect("copied");
+    secret(&old_token, TOKEN);
+    secret(&new_token, &TOKEN.replace('3', "4"));
+    let code = |token: &Path, ca: &Path| at(&url, token, ca, &["status"]).code;
+
+    certificate(&scratch, "new");
+    fs::copy(&new_ca, scratch.path("node.pem")).expect("copied");
+    fs::copy(scratch.path("new.key"), scratch.path("node.key")).expect("copied");
+    secret(&scratch.path("token"), "too short");
+    // One of three is wrong: none is taken.
+    let refused = at(&url, &old_token, &old_ca, &["reload"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.err.contains("at least 32") && refused.err.contains("token"), "{refused:?}");
+    assert_eq!(code(&old_token, &old_ca), Some(0));
+
+    fs::copy(&new_token, scratch.path("token")).expect("copied");
+    let done = at(&url, &old_token, &old_ca, &["reload"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert_eq!(code(&new_token, &new_ca), Some(0));
+    assert_eq!(code(&old_token, &new_ca), Some(6));
+    assert_eq!(code(&new_token, &old_ca), Some(1));
+
+    let events = node.json(&["event", "list"]);
+    let of = |kind: &str| {
+        let mut all = events.as_array().expect("a list").iter();
+        all.find(|event| event["kind"] == kind).unwrap_or_else(|| panic!("{kind}: {events}"))
+    };
+    assert!(of("credentials-kept")["message"].as_str().is_some_and(|m| m.contains("at least 32")));
+    assert!(of("credentials-kept")["advice"].as_str().is_some_and(|a| a.contains("weft reload")));
+    of("credentials-reloaded");
+    // Those of the refused reload and of the refused callers.
+    node.signal(rustix::process::Signal::TERM);
+    assert!(node.wait().success());
 }
 
 #[test]
