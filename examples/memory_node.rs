@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::net::UnixListener;
 use tokio::runtime;
+use tokio::sync::watch;
 use tokio::task::LocalSet;
 use tokio::task::spawn_local;
 use uuid::Uuid;
@@ -84,7 +85,8 @@ async fn serve(arguments: Arguments) -> Result<(), String> {
     let mut options = NbdOptions::default();
     if let (Some(certificate), Some(key)) = (arguments.tls_certificate, arguments.tls_key) {
         let files = TlsFiles { certificate, key, ..TlsFiles::default() };
-        options.tls = Some(tls::load(&files).map_err(|error| error.chain())?);
+        let acceptor = tls::load(&files).map_err(|error| error.chain())?;
+        options.tls = Some(watch::channel(acceptor).1);
         options.tls_mode = TlsMode::Optional;
     }
     let directory = Arc::new(MemoryDirectory::new([volume as _]));

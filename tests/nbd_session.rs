@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 use tokio::runtime;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::task::LocalSet;
 use tokio::task::spawn_local;
@@ -590,7 +591,7 @@ impl Pki {
             client_ca: verify_clients.then(|| self.file("ca.pem")),
             psk: None,
         };
-        let tls = Some(tls::load(&files).unwrap());
+        let tls = Some(watch::channel(tls::load(&files).unwrap()).1);
         NbdOptions { tls_mode, tls, ..NbdOptions::default() }
     }
 

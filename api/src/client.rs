@@ -193,6 +193,11 @@ impl Client {
         decode(&self.request(Method::PUT, "/v1/log", encode(level)).await?)
     }
 
+    /// Makes the node read certificates, keys and the token again.
+    pub async fn reload(&self) -> Result<(), ClientError> {
+        self.request(Method::POST, "/v1/reload", Bytes::new()).await.map(drop)
+    }
+
     /// Creates a volume; durable when it returns.
     pub async fn create_volume(&self, volume: &CreateVolume) -> Result<Volume, ClientError> {
         decode(&self.request(Method::POST, "/v1/volumes", encode(volume)).await?)

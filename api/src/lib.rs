@@ -31,13 +31,14 @@
 //! | `GET /v1/events?after=N` | | array of [`Event`] after the N-th, oldest first; the newest 1000 are kept |
 //! | `GET /v1/log` | | [`LogLevel`] |
 //! | `PUT /v1/log` | [`LogLevel`] | [`LogLevel`] |
+//! | `POST /v1/reload` | | 204 when certificates, keys and the token have been read again |
 //! | `GET /v1/openapi.json` | | all this for programs, as an OpenAPI document |
 //! | `GET /metrics` | | the same counts for Prometheus, as text |
 //!
 //! Over TCP every request carries `Authorization: Bearer TOKEN`; one that does not is answered with
-//! status 401. A change is durable when it is answered. Whatever fails is answered with a [`Problem`] (RFC
-//! 9457). Sizes are in bytes; unknown keys in a request are refused, and those in an answer are
-//! to be ignored, since later versions add some.
+//! status 401 and the kind `Unauthorized`. A change is durable when it is answered. Whatever fails
+//! is answered with a [`Problem`] (RFC 9457). Sizes are in bytes; unknown keys in a request are
+//! refused, and those in an answer are to be ignored, since later versions add some.
 
 #![forbid(unsafe_code)]
 
@@ -376,7 +377,8 @@ pub struct Problem {
     pub status: u16,
     /// What was tried, on what, and what can be done.
     pub detail: String,
-    /// The engine's name of the kind, for programs: `NotFound`, `Exists`, `NoSpace`, ...
+    /// The kind's name, for programs: `NotFound`, `Exists`, `NoSpace`, ...; `Unauthorized` if the
+    /// request was not looked at for want of the token.
     pub kind: String,
 }
 

@@ -71,6 +71,10 @@ pub(super) fn run(command: Command, place: Place) -> Result<(), Failure> {
         Command::Event(command) => watch::event(command, node?),
         Command::Connection(command) => watch::connection(command, node?),
         Command::Log(arguments) => watch::log(arguments, node?),
+        Command::Reload(output) => {
+            ask(node?, async |client| client.reload().await)?;
+            say(&output, "certificates, keys and token are read again\n")
+        }
         Command::Metrics => watch::metrics(node?),
         Command::Top(arguments) => top::run(arguments, node?),
         Command::Doctor(arguments) => doctor::run(place.data, arguments),

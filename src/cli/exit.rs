@@ -28,6 +28,8 @@ pub(super) const UNREACHABLE: Code = Code(3);
 pub(super) const NOT_FOUND: Code = Code(4);
 /// The name is taken; or directory or address are in use.
 pub(super) const CONFLICT: Code = Code(5);
+/// The node wants its token, and this is not it: another token helps, another request does not.
+pub(super) const UNAUTHORIZED: Code = Code(6);
 
 /// Why a command ends in something else than success.
 #[derive(Debug)]
@@ -69,6 +71,7 @@ impl From<ClientError> for Failure {
             ClientError::Unreachable { .. } => UNREACHABLE,
             ClientError::Untrusted { .. } | ClientError::Broken(_) => FAILED,
             ClientError::Problem(problem) => match problem.status {
+                401 => UNAUTHORIZED,
                 404 => NOT_FOUND,
                 409 => CONFLICT,
                 400..=499 if problem.status != 403 => USAGE,
@@ -77,6 +80,7 @@ impl From<ClientError> for Failure {
         };
         let hint = match code {
             UNREACHABLE => "; start one with `weft`, or name it with --data or --api",
+            UNAUTHORIZED => "; name a file with it by --token-file or WEFT_TOKEN_FILE",
             _ => "",
         };
         Self { code, message: format!("{error}{hint}") }

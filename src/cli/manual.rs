@@ -34,6 +34,7 @@ const EXIT_STATUS: &[(&str, &str)] = &[
     ("3", "no node answers"),
     ("4", "no such volume or task"),
     ("5", "conflict (name taken, directory or address in use by another process)"),
+    ("6", "not authorized (the token is not the node's)"),
 ];
 
 /// The node's directory.
@@ -129,6 +130,7 @@ const EXAMPLES: &[(&str, &str, &str)] = &[
     ("weft connection list", "Who is connected", "weft connection list"),
     ("weft log", "What the node logs now", "weft log"),
     ("weft log", "Log what hosts do, until the restart", "weft log info,weft::target=debug"),
+    ("weft reload", "After a certificate was renewed; also a unit's ExecReload=", "weft reload"),
     ("weft metrics", "What Prometheus would read", "weft metrics"),
     ("weft explain", "Why is it slow?", "weft explain db --last 5m"),
     ("weft top", "Watch a node", "weft top"),

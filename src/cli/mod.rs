@@ -40,7 +40,8 @@ use exit::Failure;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong arguments, configuration or request, 3 no node answers,
-4 no such volume or task, 5 conflict (name taken, directory or address in use by another process)";
+4 no such volume or task, 5 conflict (name taken, directory or address in use by another process),
+6 not authorized (the token is not the node's)";
 
 /// Serves erasure-coded, compressed volumes over NBD and NVMe/TCP.
 ///
@@ -217,6 +218,12 @@ enum Command {
     /// Show what a running node logs, or change it until the node is restarted
     #[command(after_help = EXIT_CODES)]
     Log(LogArguments),
+    /// Make a running node read certificates, keys and the API's token again
+    ///
+    /// All of them, or none if one is wrong. Connections that stand go on; those from then on see
+    /// the new certificates. The configuration itself is read when a node starts only.
+    #[command(after_help = EXIT_CODES)]
+    Reload(OutputArguments),
     /// Print what a running node counts, in Prometheus' text format
     #[command(after_help = EXIT_CODES)]
     Metrics,

@@ -73,6 +73,7 @@ pub use handle::PodHandle;
 pub use openapi::document;
 use problem::Refusal;
 pub use serve::Door;
+pub use serve::Guard;
 pub use token::Token;
 
 /// Longest request body, in bytes: far above any request there is.
@@ -112,6 +113,8 @@ pub struct NodeFacts {
     pub connections: Box<dyn Fn() -> Vec<Connection> + Send + Sync>,
     /// Ends the NBD connections of volumes that were deleted, or are for named hosts only.
     pub end_orphans: Box<dyn Fn() + Send + Sync>,
+    /// Reads certificates, keys and the token again; everything stays as it was if one is wrong.
+    pub reload: Arc<dyn Fn() -> Result<()> + Send + Sync>,
     /// Where hosts connect.
     pub listeners: Vec<weft_api::Listener>,
     /// The name of the NVMe subsystem.
@@ -380,6 +383,7 @@ fn routes() -> OpenApiRouter<Arc<Management>> {
         .routes(routes!(list_connections))
         .routes(routes!(list_events))
         .routes(routes!(show_log, set_log))
+        .routes(routes!(reload))
         .routes(routes!(openapi::show))
         .routes(routes!(show_metrics))
 }
@@ -534,6 +538,22 @@ async fn set_log(Json(request): Json<LogLevel>) -> Result<Response, Refusal> {
     log::set_level(&request.level)?;
     tracing::info!(level = request.level, "log level set");
     Ok(axum::Json(request).into_response())
+}
+
+/// Reads certificates, keys and the token again: all of them, or none if one is wrong.
+///
+/// Connections that stand go on. The configuration itself is not read again.
+#[utoipa::path(
+    post,
+    path = "/v1/reload",
+    responses((status = 204, description = "In force for connections from now on"))
+)]
+async fn reload(State(management): Shared) -> Result<Response, Refusal> {
+    const OP: &str = "reload certificates";
+    let reload = Arc::clone(&management.node.reload);
+    let read = spawn_blocking(move || reload());
+    read.await.map_err(|_| Error::new(ErrorKind::ShuttingDown, OP))??;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// The same counts for Prometheus.

@@ -13,19 +13,29 @@ use weft_api::Problem;
 use crate::error::Error;
 use crate::error::ErrorKind;
 
+/// What a [`Problem`] is about, for programs.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// What the node said.
+    Node(ErrorKind),
+    /// The request was not looked at: it does not have the token. No kind of the node's own, since
+    /// nothing below the API asks for one.
+    Unauthorized,
+}
+
 /// An answer that is a [`Problem`].
 pub(super) struct Refusal {
     status: StatusCode,
-    kind: ErrorKind,
+    kind: Kind,
     detail: String,
 }
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        let refusal =
-            Self { status: status(error.kind()), kind: error.kind(), detail: error.chain() };
+        let kind = error.kind();
+        let refusal = Self { status: status(kind), kind: Kind::Node(kind), detail: error.chain() };
         if refusal.status == StatusCode::INTERNAL_SERVER_ERROR {
-            tracing::error!(kind = ?refusal.kind, error = refusal.detail, "management request failed");
+            tracing::error!(?kind, error = refusal.detail, "management request failed");
         }
         refusal
     }
@@ -36,7 +46,7 @@ impl Refusal {
     pub(super) fn body(rejection: &JsonRejection) -> Self {
         Self {
             status: rejection.status(),
-            kind: ErrorKind::InvalidRequest,
+            kind: Kind::Node(ErrorKind::InvalidRequest),
             detail: rejection.body_text(),
         }
     }
@@ -47,7 +57,7 @@ impl Refusal {
     pub(super) fn too_slow() -> Self {
         Self {
             status: StatusCode::REQUEST_TIMEOUT,
-            kind: ErrorKind::InvalidRequest,
+            kind: Kind::Node(ErrorKind::InvalidRequest),
             detail: "the request's body did not come in time".to_owned(),
         }
     }
@@ -56,9 +66,9 @@ impl Refusal {
     pub(super) fn unauthorized() -> Self {
         Self {
             status: StatusCode::UNAUTHORIZED,
-            kind: ErrorKind::InvalidRequest,
+            kind: Kind::Unauthorized,
             detail: "over TCP a request carries the token of the node's api.token_file: \
-                     Authorization: Bearer TOKEN (weft: --token-file FILE)"
+                     Authorization: Bearer TOKEN"
                 .to_owned(),
         }
     }
@@ -67,7 +77,7 @@ impl Refusal {
     pub(super) fn query(rejection: &QueryRejection) -> Self {
         Self {
             status: rejection.status(),
-            kind: ErrorKind::InvalidRequest,
+            kind: Kind::Node(ErrorKind::InvalidRequest),
             detail: rejection.body_text(),
         }
     }
@@ -75,12 +85,11 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let problem = Problem {
-            title: self.kind.to_string(),
-            status: self.status.as_u16(),
-            detail: self.detail,
-            kind: format!("{:?}", self.kind),
+        let (title, kind) = match self.kind {
+            Kind::Node(kind) => (kind.to_string(), format!("{kind:?}")),
+            Kind::Unauthorized => ("not authorized".to_owned(), "Unauthorized".to_owned()),
         };
+        let problem = Problem { title, status: self.status.as_u16(), detail: self.detail, kind };
         let content_type = [(header::CONTENT_TYPE, "application/problem+json")];
         (self.status, content_type, axum::Json(problem)).into_response()
     }
@@ -90,7 +99,7 @@ impl IntoResponse for Refusal {
 pub(super) async fn no_such_path(uri: Uri) -> Refusal {
     Refusal {
         status: StatusCode::NOT_FOUND,
-        kind: ErrorKind::NotFound,
+        kind: Kind::Node(ErrorKind::NotFound),
         detail: format!("there is no {}", uri.path()),
     }
 }
@@ -99,7 +108,7 @@ pub(super) async fn no_such_path(uri: Uri) -> Refusal {
 pub(super) async fn no_such_method(method: Method, uri: Uri) -> Refusal {
     Refusal {
         status: StatusCode::METHOD_NOT_ALLOWED,
-        kind: ErrorKind::InvalidRequest,
+        kind: Kind::Node(ErrorKind::InvalidRequest),
         detail: format!("{} does not take {method}", uri.path()),
     }
 }

@@ -62,13 +62,19 @@ pub enum Door {
     Tls {
         /// Where they connect.
         listener: TcpListener,
-        /// The node's certificate.
-        acceptor: TlsAcceptor,
-        /// What they must know.
-        token: Arc<Token>,
+        /// What keeps strangers out, as of now.
+        guard: watch::Receiver<Guard>,
     },
     /// For Prometheus: `GET /metrics` and nothing else.
     Metrics(TcpListener),
+}
+
+/// What keeps strangers out of the API over TCP.
+pub struct Guard {
+    /// The node's certificate.
+    pub acceptor: TlsAcceptor,
+    /// What they must know.
+    pub token: Token,
 }
 
 /// Turns true when the node stops.
@@ -95,9 +101,8 @@ impl Management {
         let all = |management| router(management).layer(middleware::from_fn(log_change));
         let router = match &door {
             Door::Unix(_) => all(self),
-            Door::Tls { token, .. } => {
-                let token = Arc::clone(token);
-                all(self).layer(middleware::from_fn_with_state(token, token::required))
+            Door::Tls { guard, .. } => {
+                all(self).layer(middleware::from_fn_with_state(guard.clone(), token::required))
             }
             Door::Metrics(_) => metrics_router(self),
         };
@@ -174,10 +179,11 @@ impl Door {
                 }
                 Ok(Some((Accepted::Unix(stream), caller)))
             }
-            Self::Tls { listener, acceptor, .. } => {
+            Self::Tls { listener, guard } => {
                 let (stream, peer) = listener.accept().await?;
                 let caller = Caller(peer.to_string().into());
-                Ok(Some((Accepted::Tls(stream, acceptor.clone()), caller)))
+                let acceptor = guard.borrow().acceptor.clone();
+                Ok(Some((Accepted::Tls(stream, acceptor), caller)))
             }
             Self::Metrics(listener) => {
                 let (stream, peer) = listener.accept().await?;

@@ -5,7 +5,6 @@ use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
 
 use axum::extract::Request;
 use axum::extract::State;
@@ -15,9 +14,11 @@ use axum::middleware::Next;
 use axum::response::IntoResponse;
 use axum::response::Response;
 use subtle::ConstantTimeEq;
+use tokio::sync::watch;
 
 use super::problem::Refusal;
 use super::serve;
+use super::serve::Guard;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -83,11 +84,12 @@ impl Token {
 
 /// Lets through what carries the token, and refuses all else before its body is read.
 pub(super) async fn required(
-    State(token): State<Arc<Token>>,
+    State(guard): State<watch::Receiver<Guard>>,
     request: Request,
     next: Next,
 ) -> Response {
-    if token.allows(request.headers().get(header::AUTHORIZATION)) {
+    let allowed = guard.borrow().token.allows(request.headers().get(header::AUTHORIZATION));
+    if allowed {
         return next.run(request).await;
     }
     serve::refuse_token(&request);

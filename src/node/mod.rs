@@ -34,7 +34,6 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time;
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
 use uuid::Uuid;
 use weft_api::FrontEnd;
 use weft_api::FrontEndStats;
@@ -46,16 +45,15 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::mgmt::Door;
+use crate::mgmt::Guard;
 use crate::mgmt::Management;
 use crate::mgmt::NodeFacts;
-use crate::mgmt::Token;
 use crate::observe::event;
 use crate::observe::history::History;
 use crate::observe::log;
 use crate::target::nbd::NbdOptions;
 use crate::target::nbd::NbdTarget;
 use crate::target::nbd::handshake::TlsMode;
-use crate::target::nbd::tls;
 use crate::target::nvmf::subsystem::Subsystem;
 use crate::target::nvmf::subsystem::SubsystemOptions;
 use crate::target::nvmf::tcp::NvmeTcpOptions;
@@ -64,6 +62,7 @@ use crate::volume::VolumeDirectory;
 use crate::volume::pod::Pod;
 
 pub mod config;
+mod credentials;
 mod data_plane;
 mod directory;
 mod engine;
@@ -73,11 +72,11 @@ mod pod;
 mod polling;
 mod recorder;
 
-use config::ApiTcpConfig;
 use config::Config;
 use config::LogConfig;
 use config::NbdConfig;
 use config::NvmeConfig;
+use credentials::Credentials;
 use data_plane::Accepted;
 use data_plane::DataPlane;
 use data_plane::Targets;
@@ -141,12 +140,6 @@ struct ApiServer {
     _file: SocketFile,
 }
 
-/// What keeps strangers out of the API over TCP.
-struct ApiGuard {
-    acceptor: TlsAcceptor,
-    token: Arc<Token>,
-}
-
 impl Node {
     /// Starts a node; it serves when this returns.
     ///
@@ -159,11 +152,11 @@ impl Node {
     pub async fn start(config: Config) -> Result<Self> {
         allow_open_files();
         let directory = Arc::new(open_directory(&config.data_dir).await?);
-        let nbd = nbd_options(&config.nbd)?;
-        let api_tcp = config.api_tcp.as_ref();
-        let guard = api_tcp.map(api_guard).transpose()?;
+        let credentials = Arc::new(Credentials::read(&config)?);
+        let nbd = nbd_options(&config.nbd, &credentials);
+        let (nvme_tcp, api_tcp) = (&config.nvme_tcp, config.api_tcp.as_ref());
         let mut listeners =
-            Listeners::open(&config.nbd, &config.nvme_tcp, api_tcp, &config.metrics_listen)?;
+            Listeners::open(&config.nbd, nvme_tcp, api_tcp, &config.metrics_listen)?;
         let api = listeners::bind_unix(&config.api_socket, Mode::RUSR | Mode::WUSR)?;
 
         let engine = start_engine(Arc::clone(&directory), config.clone()).await?;
@@ -177,6 +170,8 @@ impl Node {
         let mut facts = node_facts(&directory, &targets, &data_plane, &listeners);
         facts.history = history.clone();
         facts.scrub_rate = config.scrub_rate;
+        let guard = credentials.api();
+        facts.reload = Arc::new(move || credentials.reload());
         let management = Management::new(engine.pod.clone(), facts);
         let api = ApiServer::start(&management, api, &mut listeners, guard)?;
         let recorded = Arc::clone(&management);
@@ -294,16 +289,15 @@ impl ApiServer {
         management: &Arc<Management>,
         unix: BoundUnix,
         listeners: &mut Listeners,
-        guard: Option<ApiGuard>,
+        guard: Option<watch::Receiver<Guard>>,
     ) -> Result<Self> {
         let failed = |error| Error::new(ErrorKind::Unsupported, "serve the API").source(error);
         let BoundUnix { listener, file } = unix;
         let mut doors = vec![Door::Unix(UnixListener::from_std(listener).map_err(failed)?)];
-        if let Some(ApiGuard { acceptor, token }) = guard {
+        if let Some(guard) = guard {
             for listener in std::mem::take(&mut listeners.api) {
                 let listener = TcpListener::from_std(listener).map_err(failed)?;
-                let (acceptor, token) = (acceptor.clone(), Arc::clone(&token));
-                doors.push(Door::Tls { listener, acceptor, token });
+                doors.push(Door::Tls { listener, guard: guard.clone() });
             }
         }
         for listener in std::mem::take(&mut listeners.metrics) {
@@ -378,31 +372,17 @@ async fn start_engine(directory: Arc<Directory>, config: Config) -> Result<Engin
     EngineThread::start(open).await
 }
 
-/// Reads certificate and token, so that a wrong file is known before anything is served.
-fn api_guard(config: &ApiTcpConfig) -> Result<ApiGuard> {
-    let files = tls::TlsFiles {
-        certificate: config.certificate.clone(),
-        key: config.key.clone(),
-        ..tls::TlsFiles::default()
-    };
-    let token = Arc::new(Token::read(&config.token_file)?);
-    Ok(ApiGuard { acceptor: tls::load(&files)?, token })
-}
-
-fn nbd_options(config: &NbdConfig) -> Result<NbdOptions> {
-    let mut options =
-        NbdOptions { connections_max: config.connections_max, ..NbdOptions::default() };
-    if let Some(given) = &config.tls {
-        let files = tls::TlsFiles {
-            certificate: given.certificate.clone(),
-            key: given.key.clone(),
-            client_ca: given.client_ca.clone(),
-            psk: None,
-        };
-        options.tls = Some(tls::load(&files)?);
-        options.tls_mode = if given.required { TlsMode::Required } else { TlsMode::Optional };
+fn nbd_options(config: &NbdConfig, credentials: &Credentials) -> NbdOptions {
+    NbdOptions {
+        connections_max: config.connections_max,
+        tls_mode: match &config.tls {
+            None => TlsMode::Off,
+            Some(tls) if tls.required => TlsMode::Required,
+            Some(_) => TlsMode::Optional,
+        },
+        tls: credentials.nbd(),
+        ..NbdOptions::default()
     }
-    Ok(options)
 }
 
 /// The NVMe target of the pod's volumes, whose discovery log names what can be connected to.
@@ -479,6 +459,7 @@ fn node_facts(
             all
         }),
         end_orphans: Box::new(move || sweeping.sweep()),
+        reload: Arc::new(|| Ok(())),
         listeners: listeners.described.clone(),
         subsystem_nqn: targets.nvme_tcp.subsystem().nqn().to_owned(),
     }

@@ -105,6 +105,11 @@ kinds! {
     /// What the node counts could not be recorded.
     HISTORY_FAILED = "history-failed", Warning,
         "make room or mend the file system of the data directory; hosts are not affected";
+    /// Certificates, keys and the token were read again.
+    CREDENTIALS_RELOADED = "credentials-reloaded", Info, "";
+    /// They were to be read again, and one of them is wrong.
+    CREDENTIALS_KEPT = "credentials-kept", Warning,
+        "the old ones stay in force; mend the file that the reason names, and run `weft reload`";
     /// Someone who may not tried to manage the node.
     API_REFUSED = "api-refused", Warning,
         "if it was you: see [api] in the configuration; if it was not, find out who it was";

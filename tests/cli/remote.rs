@@ -10,10 +10,16 @@ use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
+use weft_api::Client;
+use weft_api::ClientError;
+use weft_api::Endpoint;
+use weft_api::Problem;
+
 use crate::support::Node;
 use crate::support::Outcome;
 use crate::support::PATIENCE;
 use crate::support::Scratch;
+use crate::support::certificate;
 use crate::support::text;
 use crate::support::weft;
 
@@ -27,16 +33,6 @@ const REFUSED: &str = "api-refused";
 fn secret(path: &Path, content: &str) {
     fs::write(path, content).expect("written");
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("set");
-}
-
-/// Writes certificate and key for `localhost` and 127.0.0.1 as NAME.pem and NAME.key.
-fn certificate(scratch: &Scratch, name: &str) {
-    let key = rcgen::KeyPair::generate().expect("generated");
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let parameters = rcgen::CertificateParams::new(names).expect("names");
-    let certificate = parameters.self_signed(&key).expect("signed");
-    fs::write(scratch.path(&format!("{name}.pem")), certificate.pem()).expect("written");
-    fs::write(scratch.path(&format!("{name}.key")), key.serialize_pem()).expect("written");
 }
 
 /// A configuration with the API and metrics on free ports of loopback.
@@ -71,6 +67,16 @@ fn listener(node: &Node, protocol: &str, tls: bool) -> String {
 fn at(url: &str, token: &Path, ca: &Path, command: &[&str]) -> Outcome {
     let place = ["--api", url, "--token-file", text(token), "--ca", text(ca)];
     weft(&[command, &place].concat())
+}
+
+/// What a program gets that asks for the status with that token.
+fn problem(url: &str, token: &Path, ca: &Path) -> Problem {
+    let client = Client::to(Endpoint::https(url, token, ca).expect("complete"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime.expect("a runtime").block_on(client.status()) {
+        Err(ClientError::Problem(problem)) => problem,
+        other => panic!("refused, not {other:?}"),
+    }
 }
 
 #[test]
@@ -112,16 +118,19 @@ fn without_the_token_nothing_is_answered() {
         secret(&path, &wrong);
         for command in [&["status"][..], &["volume", "delete", "vol0"], &["metrics"]] {
             let refused = at(&url, &path, &ca, command);
-            assert_eq!(refused.code, Some(2), "{wrong:?} {command:?}: {refused:?}");
+            assert_eq!(refused.code, Some(6), "{wrong:?} {command:?}: {refused:?}");
             assert!(refused.err.contains("Authorization: Bearer"), "{refused:?}");
+            assert!(refused.err.contains("--token-file"), "{refused:?}");
         }
     }
+    let problem = problem(&url, &scratch.path("wrong"), &ca);
+    assert_eq!((problem.status, &*problem.kind), (401, "Unauthorized"), "{problem:?}");
     assert_eq!(node.json(&["volume", "list"])[0]["name"], "vol0");
     let events = node.json(&["event", "list"]);
     let refused: Vec<_> =
         events.as_array().expect("a list").iter().filter(|e| e["kind"] == REFUSED).collect();
     assert_eq!(refused.len(), 1, "a flood is one event: {events}");
-    assert_eq!((&refused[0]["subject"], &refused[0]["count"]), (&"api".into(), &9.into()));
+    assert_eq!((&refused[0]["subject"], &refused[0]["count"]), (&"api".into(), &10.into()));
     node.stop_despite(Some(REFUSED));
 }
 
@@ -198,6 +207,48 @@ fn strangers_take_no_place_from_this_machine() {
     let told = refused["message"].as_str().is_some_and(|text| text.contains("connections already"));
     assert!(refused["kind"] == REFUSED && told, "{refused}");
     node.stop_despite(Some(REFUSED));
+}
+
+#[test]
+fn a_reload_takes_a_new_certificate_and_token_for_the_api() {
+    let scratch = Scratch::new();
+    let node = Node::start(&scratch, &config(&scratch));
+    let url = format!("https://{}", address(&node));
+    let (old_ca, new_ca) = (scratch.path("old.pem"), scratch.path("new.pem"));
+    let (old_token, new_token) = (scratch.path("old"), scratch.path("new"));
+    fs::copy(scratch.path("node.pem"), &old_ca).expect("copied");
+    secret(&old_token, TOKEN);
+    secret(&new_token, &TOKEN.replace('3', "4"));
+    let code = |token: &Path, ca: &Path| at(&url, token, ca, &["status"]).code;
+
+    certificate(&scratch, "new");
+    fs::copy(&new_ca, scratch.path("node.pem")).expect("copied");
+    fs::copy(scratch.path("new.key"), scratch.path("node.key")).expect("copied");
+    secret(&scratch.path("token"), "too short");
+    // One of three is wrong: none is taken.
+    let refused = at(&url, &old_token, &old_ca, &["reload"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.err.contains("at least 32") && refused.err.contains("token"), "{refused:?}");
+    assert_eq!(code(&old_token, &old_ca), Some(0));
+
+    fs::copy(&new_token, scratch.path("token")).expect("copied");
+    let done = at(&url, &old_token, &old_ca, &["reload"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert_eq!(code(&new_token, &new_ca), Some(0));
+    assert_eq!(code(&old_token, &new_ca), Some(6));
+    assert_eq!(code(&new_token, &old_ca), Some(1));
+
+    let events = node.json(&["event", "list"]);
+    let of = |kind: &str| {
+        let mut all = events.as_array().expect("a list").iter();
+        all.find(|event| event["kind"] == kind).unwrap_or_else(|| panic!("{kind}: {events}"))
+    };
+    assert!(of("credentials-kept")["message"].as_str().is_some_and(|m| m.contains("at least 32")));
+    assert!(of("credentials-kept")["advice"].as_str().is_some_and(|a| a.contains("weft reload")));
+    of("credentials-reloaded");
+    // Those of the refused reload and of the refused callers.
+    node.signal(rustix::process::Signal::TERM);
+    assert!(node.wait().success());
 }
 
 #[test]

@@ -92,6 +92,16 @@ pub fn text(path: &Path) -> &str {
     path.to_str().expect("temporary paths are text")
 }
 
+/// Writes certificate and key for `localhost` and 127.0.0.1 as NAME.pem and NAME.key.
+pub fn certificate(scratch: &Scratch, name: &str) {
+    let key = rcgen::KeyPair::generate().expect("generated");
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let parameters = rcgen::CertificateParams::new(names).expect("names");
+    let certificate = parameters.self_signed(&key).expect("signed");
+    fs::write(scratch.path(&format!("{name}.pem")), certificate.pem()).expect("written");
+    fs::write(scratch.path(&format!("{name}.key")), key.serialize_pem()).expect("written");
+}
+
 /// A running node; killed if the test ends without having stopped it.
 pub struct Node {
     child: Child,
@@ -205,22 +215,38 @@ impl Drop for Node {
     }
 }
 
-/// Types of replies to an NBD option.
+/// What goes with the option GO for vol0.
+const GO_DATA: &[u8] = b"\0\0\0\x04vol0\0\0";
+
+/// Types of replies to an NBD option; the first ends them.
+pub const REPLY_ACK: u32 = 1;
 pub const REPLY_INFO: u32 = 3;
 pub const ERROR_POLICY: u32 = 0x8000_0002;
 pub const ERROR_TLS_REQUIRED: u32 = 0x8000_0005;
 
 /// Asks an NBD listener for vol0 in plain text and returns the type of the first reply.
 pub fn plain_answer(mut stream: impl Read + Write) -> u32 {
-    go(&mut stream);
+    greet(&mut stream);
+    option(&mut stream, 7, GO_DATA);
     reply(&mut stream).0
+}
+
+/// Agrees with an NBD listener that TLS begins next.
+pub fn start_tls(stream: &mut (impl Read + Write)) {
+    greet(stream);
+    option(stream, 5, &[]);
+    assert_eq!(reply(stream), (REPLY_ACK, 0));
 }
 
 /// Brings a client of NBD to the transmission phase of vol0, with simple replies.
 pub fn attach(stream: &mut (impl Read + Write)) {
-    /// What ends the replies to an option.
-    const REPLY_ACK: u32 = 1;
-    go(stream);
+    greet(stream);
+    attach_greeted(stream);
+}
+
+/// The same for one that has been greeted already, as within TLS.
+pub fn attach_greeted(stream: &mut (impl Read + Write)) {
+    option(stream, 7, GO_DATA);
     loop {
         let (kind, length) = reply(stream);
         assert!(kind == REPLY_ACK || kind == REPLY_INFO, "{kind:#x}");
@@ -231,13 +257,17 @@ pub fn attach(stream: &mut (impl Read + Write)) {
     }
 }
 
-/// The option GO for vol0, after the greeting.
-fn go(stream: &mut (impl Read + Write)) {
+/// Takes the greeting and answers it.
+fn greet(stream: &mut (impl Read + Write)) {
     let mut greeting = [0; 18];
     stream.read_exact(&mut greeting).expect("greeted");
-    let data = [&[0, 0, 0, 4][..], b"vol0", &[0, 0]].concat();
+    stream.write_all(&[0, 0, 0, 3]).expect("sent");
+}
+
+/// Sends an option.
+fn option(stream: &mut impl Write, number: u32, data: &[u8]) {
     let length = u32::try_from(data.len()).expect("short").to_be_bytes();
-    let option = [&[0, 0, 0, 3][..], b"IHAVEOPT", &[0, 0, 0, 7], &length, &data].concat();
+    let option = [b"IHAVEOPT", &number.to_be_bytes()[..], &length, data].concat();
     stream.write_all(&option).expect("sent");
 }
 

@@ -94,8 +94,8 @@ pub struct NbdOptions {
     /// Whether TCP connections are encrypted; anything but `Off` needs `tls`. Unix sockets never
     /// are.
     pub tls_mode: TlsMode,
-    /// From [`tls::load`].
-    pub tls: Option<TlsAcceptor>,
+    /// From [`tls::load`]; looked at for each connection, so that the certificate can change.
+    pub tls: Option<watch::Receiver<TlsAcceptor>>,
     /// Whether requests are timed and counted by volume; off only to measure what that costs.
     pub timed: bool,
 }
@@ -258,7 +258,8 @@ impl NbdTarget {
         handshake: Handshake,
         haggling: &mut Haggling,
     ) -> Result<Option<(TlsStream<Socket>, Negotiated)>, String> {
-        let acceptor = self.options.tls.clone().expect("checked when the target was made");
+        let tls = self.options.tls.as_ref().expect("checked when the target was made");
+        let acceptor = tls.borrow().clone();
         let accepted = haggling.limited(acceptor.accept(socket)).await?;
         let mut stream = accepted.map_err(|error| format!("TLS: {error}"))?;
         match haggling.run(&mut stream, &mut handshake.secured()).await? {
