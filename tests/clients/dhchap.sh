@@ -21,7 +21,8 @@ before_cleanup() {
     [[ -z $LAB_PID ]] || kill -TERM "$LAB_PID" 2>/dev/null || true
 }
 
-# Has the server agree on hash $1 and group $2 only.
+# Has the server agree on hash $1 and group $2 only. What it advertises besides its address, port $3, tells the guest by
+# which configuration it serves.
 configure() {
     cat >"$WORK/weft.toml" <<END
 [nvme]
@@ -31,7 +32,7 @@ dhchap_groups = ["$2"]
 [nvme_tcp]
 listen = ["127.0.0.1:$NVME_LISTEN"]
 discovery = []
-advertise = ["10.0.2.2:$NVME_LISTEN"]
+advertise = ["10.0.2.2:$NVME_LISTEN", "10.0.2.2:${3:-1}"]
 END
 }
 
@@ -101,9 +102,11 @@ asked() {
     kill -0 "$LAB_PID" 2>/dev/null
 }
 
+number=1
 for agreed in $AGREED; do
+    number=$((number + 1))
     if asked "$agreed"; then
-        configure "${agreed%/*}" "${agreed#*/}"
+        configure "${agreed%/*}" "${agreed#*/}" "$number"
         restart_server
     fi
 done

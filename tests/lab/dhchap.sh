@@ -63,6 +63,13 @@ attached() {
     return 1
 }
 
+# Whether the server is there by its configuration number $1, which it advertises as a port: until it has been restarted,
+# the one before answers.
+serves() {
+    nvme discover -t tcp -a "$HOST" -s "$PORT" --hostnqn "$HOSTNQN" --hostid "$HOSTID" >/tmp/discovery 2>&1
+    grep -q "trsvcid: *$1\$" /tmp/discovery
+}
+
 live() {
     [ "$(cat /sys/class/nvme/nvme*/state)" = live ]
 }
@@ -85,11 +92,12 @@ step 'no key, or another one: refused'
 refused 'qid 0: no key'
 refused 'qid 0: authentication failed' --dhchap-secret "$OTHER_KEY"
 
+number=1
 for agreed in $AGREEMENTS; do
     step "the right key, by $agreed"
+    number=$((number + 1))
     echo "ASK $agreed"
-    # Until the server is back.
-    eventually nvme discover -t tcp -a "$HOST" -s "$PORT" --hostnqn "$HOSTNQN" --hostid "$HOSTID"
+    eventually serves "$number"
     dmesg -c >/dev/null
     expect connect --dhchap-secret "$KEY" >/dev/null
     expect logged "authenticated with hash hmac(${agreed%/*}) dhgroup ${agreed#*/}"
