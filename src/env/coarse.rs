@@ -4,6 +4,10 @@
 //! loop with a system call whenever it is the next to ring, which each new one is when the thread
 //! has little to do; four of these per write cost more than sealing a batch. So time-outs are kept
 //! here, per thread, and one tokio timer rings for all of them every tick while there are any.
+//!
+//! They count the time in which their thread ran. After a pause (SIGSTOP, a snapshot or move of the
+//! virtual machine, a processor that was not to be had) what it waited for may long be done and not
+//! have been looked at: a device is not to be given up for that.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -18,22 +22,43 @@ use tokio::time::Instant;
 
 /// How late a time-out may be.
 pub(super) const TICK: Duration = Duration::from_millis(50);
+/// A tick this late means that the thread did not run. Arbitrary: far above what a busy thread takes
+/// for a turn, far below any time-out.
+const PAUSE_MIN: Duration = Duration::from_millis(200);
 
 /// The timers of a thread that have not rung.
 #[derive(Default)]
 struct Timers {
-    /// By when they ring and a number that makes the key unique.
+    /// By when they ring, in the time of [`Timers::now`], and a number that makes the key unique.
     waiting: BTreeMap<(Instant, u64), Waker>,
     next_number: u64,
-    /// Whether a task rings them.
-    ticking: bool,
+    /// Since when the task that rings them has waited for its next tick; `None` without one.
+    tick_begun: Option<Instant>,
+    /// Time in which the thread did not run, as far as noticed.
+    paused: Duration,
+}
+
+impl Timers {
+    /// The time without pauses.
+    fn now(&mut self) -> Instant {
+        let now = Instant::now();
+        if let Some(begun) = &mut self.tick_begun {
+            let took = now.saturating_duration_since(*begun);
+            if took >= PAUSE_MIN {
+                self.paused += took - TICK;
+                *begun = now - TICK;
+            }
+        }
+        now.checked_sub(self.paused).unwrap_or(now)
+    }
 }
 
 thread_local! {
     static TIMERS: RefCell<Timers> = RefCell::default();
 }
 
-/// Completes at `deadline` or up to one [`TICK`] later. Dropping it cancels it.
+/// Completes once its thread has run until `deadline`, or up to one [`TICK`] later. Dropping it
+/// cancels it.
 pub(super) struct CoarseSleep {
     deadline: Instant,
     /// Its key in [`Timers::waiting`], once it was polled.
@@ -42,7 +67,8 @@ pub(super) struct CoarseSleep {
 
 impl CoarseSleep {
     pub(super) fn new(duration: Duration) -> Self {
-        Self { deadline: Instant::now() + duration, number: None }
+        let now = TIMERS.with_borrow_mut(Timers::now);
+        Self { deadline: now + duration, number: None }
     }
 }
 
@@ -60,7 +86,9 @@ impl Future for CoarseSleep {
             self.number = Some(timers.next_number);
             timers.waiting.insert((self.deadline, timers.next_number), context.waker().clone());
             timers.next_number += 1;
-            Some(!std::mem::replace(&mut timers.ticking, true))
+            let begins = timers.tick_begun.is_none();
+            timers.tick_begun.get_or_insert_with(Instant::now);
+            Some(begins)
         });
         match start {
             None => return Poll::Ready(()),
@@ -87,7 +115,7 @@ struct Ticking;
 
 impl Drop for Ticking {
     fn drop(&mut self) {
-        TIMERS.with_borrow_mut(|timers| timers.ticking = false);
+        TIMERS.with_borrow_mut(|timers| timers.tick_begun = None);
     }
 }
 
@@ -96,8 +124,9 @@ async fn tick(ticking: Ticking) {
     let mut due = Vec::new();
     loop {
         tokio::time::sleep(TICK).await;
-        let now = Instant::now();
         let more = TIMERS.with_borrow_mut(|timers| {
+            let now = timers.now();
+            timers.tick_begun = Some(Instant::now());
             let later = timers.waiting.split_off(&(now, u64::MAX));
             due.extend(std::mem::replace(&mut timers.waiting, later).into_values());
             !timers.waiting.is_empty()
@@ -132,6 +161,28 @@ mod tests {
             assert!(begun.elapsed() >= Duration::from_millis(60));
             long.await;
             assert!(begun.elapsed() >= Duration::from_millis(120));
+            assert_eq!(waiting(), 0);
+        });
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "nothing else pauses a thread")]
+    fn a_pause_of_the_thread_does_not_count() {
+        run(async {
+            let mut timer = Box::pin(CoarseSleep::new(Duration::from_millis(300)));
+            let mut rung =
+                async || std::future::poll_fn(|cx| Poll::Ready(timer.as_mut().poll(cx))).await;
+            assert_eq!(rung().await, Poll::Pending);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let begun = Instant::now();
+            std::thread::sleep(Duration::from_millis(600));
+            tokio::time::sleep(2 * TICK).await;
+            let ran = begun.elapsed() - Duration::from_millis(600);
+            assert!(rung().await.is_pending() || ran > Duration::from_millis(200), "{ran:?}");
+            let after = CoarseSleep::new(Duration::from_millis(60));
+            after.await;
+            timer.await;
+            assert!(begun.elapsed() >= Duration::from_millis(800));
             assert_eq!(waiting(), 0);
         });
     }
