@@ -15,6 +15,7 @@ use weft::device::file::FileDevice;
 use weft::device::file::OpenMode;
 use weft::env::EnvRef;
 use weft::env::tokio_env::TokioEnv;
+use weft::error::ErrorKind;
 use weft::volume::Piece;
 use weft::volume::VolumeDirectory;
 use weft::volume::VolumeRef;
@@ -29,12 +30,15 @@ const WRITE_BYTES: usize = 64 << 10;
 /// As the contract promises.
 const NOTICED_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long writes may go on, or wait, that cannot be stored. Generous: the machine may be busy.
+const REFUSED_WITHIN: Duration = Duration::from_secs(30);
+
 /// A directory that is removed at the end.
 struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("weft-lost-{}", std::process::id()));
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("weft-{name}-{}", std::process::id()));
         fs::create_dir_all(&path).expect("created");
         Self(path)
     }
@@ -116,11 +120,11 @@ async fn open(scratch: &Scratch, env: EnvRef) -> Arc<Pod> {
     Pod::open(env, scratch.open_devices(), options).await.expect("opened")
 }
 
-async fn lose_two_devices(scratch: &Scratch) {
-    let env: EnvRef = TokioEnv::new();
+/// A pod with 16 writes on its volume.
+async fn new_pod(scratch: &Scratch, env: &EnvRef) -> (Arc<Pod>, VolumeRef) {
     let format = FormatOptions { data_strips: 4, parity_strips: 2, journal_bytes: 8 << 20 };
-    Pod::format(&env, &scratch.create_devices(), &format).await.expect("formatted");
-    let pod = open(scratch, Arc::clone(&env)).await;
+    Pod::format(env, &scratch.create_devices(), &format).await.expect("formatted");
+    let pod = open(scratch, Arc::clone(env)).await;
     let spec = VolumeSpec {
         name: "volume".to_owned(),
         size_bytes: 16 << 20,
@@ -132,6 +136,12 @@ async fn lose_two_devices(scratch: &Scratch) {
     for block in 0..16 {
         write(&volume, block, 0).await;
     }
+    (pod, volume)
+}
+
+async fn lose_two_devices(scratch: &Scratch) {
+    let env: EnvRef = TokioEnv::new();
+    let (pod, volume) = new_pod(scratch, &env).await;
 
     fs::remove_file(scratch.device(1)).expect("removed");
     wait_until_noticed(&pod, &volume, 1, "the file was deleted", 1).await;
@@ -163,7 +173,35 @@ async fn lose_two_devices(scratch: &Scratch) {
 
 #[test]
 fn lost_files_are_noticed_while_reads_and_writes_go_on() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("lost");
     let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     LocalSet::new().block_on(&runtime, lose_two_devices(&scratch));
+}
+
+/// The journal needs fewer devices than segments do, so for a while it still takes writes.
+async fn lose_three_devices(scratch: &Scratch) {
+    let env: EnvRef = TokioEnv::new();
+    let (pod, volume) = new_pod(scratch, &env).await;
+    for index in 0..3 {
+        fs::remove_file(scratch.device(index)).expect("removed");
+    }
+    let refused = async {
+        for block in (0..16).cycle() {
+            let offset = block * WRITE_BYTES as u64;
+            if let Err(error) = Arc::clone(&volume).write(offset, contents(block, 1)).await {
+                return error;
+            }
+        }
+        unreachable!("it writes until it is refused")
+    };
+    let error = tokio::time::timeout(REFUSED_WITHIN, refused).await.expect("refused in time");
+    assert_eq!(error.kind(), ErrorKind::DeviceFailed, "{}", error.chain());
+    assert_eq!((pod.status().health.as_str(), pod.status().can_lose), ("failed", 0));
+}
+
+#[test]
+fn with_fewer_devices_than_data_strips_a_pod_has_failed_and_is_not_full() {
+    let scratch = Scratch::new("failed");
+    let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    LocalSet::new().block_on(&runtime, lose_three_devices(&scratch));
 }

@@ -135,7 +135,7 @@ pub struct Pod {
     pub data_strips: usize,
     /// Parity strips in a segment: m.
     pub parity_strips: usize,
-    /// `healthy`, `degraded` or `read-only`.
+    /// `healthy`, `degraded`, `read-only`, or `failed` with fewer devices in service than data strips.
     pub health: String,
     /// Devices that may still fail, all at once, without loss.
     pub can_lose: usize,

@@ -136,14 +136,23 @@ impl Engine {
                     self.wake_mapper();
                     changed.await;
                 }
-                Admission::Full => {
-                    event::raise(event::POD_FULL, "pod", "a write was refused for want of room");
-                    return Err(Error::new(ErrorKind::NoSpace, "write").context(
-                        "the pod is full: trim or delete volumes, or create a larger pod",
-                    ));
-                }
+                Admission::Full => return Err(self.no_room()),
             }
         }
+    }
+
+    /// Why there is no room. Without enough devices there is none either, but none can be made.
+    fn no_room(&self) -> Error {
+        if !self.pool.has_enough_devices() {
+            return Error::new(ErrorKind::DeviceFailed, "write").context(format_args!(
+                "{} devices are in service and {} are needed: mend them and start the node again",
+                self.pool.in_service_count(),
+                self.pool.geometry.data_strips
+            ));
+        }
+        event::raise(event::POD_FULL, "pod", "a write was refused for want of room");
+        Error::new(ErrorKind::NoSpace, "write")
+            .context("the pod is full: trim or delete volumes, or create a larger pod")
     }
 }
 

@@ -60,7 +60,7 @@ metrics! {
     "weft_pod_healthy", "gauge", POD, "1 if all devices are in service and writes are possible",
         |out, stats| pod(out, stats, |pod| u64::from(pod.health == "healthy"));
     "weft_pod_writable", "gauge", POD, "0 once writes cannot be made durable any more",
-        |out, stats| pod(out, stats, |pod| u64::from(pod.health != "read-only"));
+        |out, stats| pod(out, stats, |pod| u64::from(matches!(&*pod.health, "healthy" | "degraded")));
     "weft_pod_can_lose_devices", "gauge", POD, "Devices that may still fail, all at once, without loss",
         |out, stats| pod(out, stats, |pod| pod.can_lose as u64);
     "weft_pod_segments", "gauge", POD, "Segments, the units of erasure coding, with data in them",

@@ -215,6 +215,13 @@ impl Pool {
         self.members.iter().filter(|member| member.in_service()).count()
     }
 
+    /// Whether as many devices are in service as a segment has data strips: with fewer, nothing new
+    /// is stored and most of what is cannot be read.
+    #[must_use]
+    pub fn has_enough_devices(&self) -> bool {
+        self.in_service_count() >= self.geometry.data_strips
+    }
+
     /// How many more devices may fail without loss of data or service.
     #[must_use]
     pub fn can_lose(&self) -> usize {

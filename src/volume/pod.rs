@@ -153,7 +153,7 @@ pub struct PodStatus {
     pub data_strips: usize,
     /// m: see [`FormatOptions`].
     pub parity_strips: usize,
-    /// `healthy`, `degraded` or `read-only`.
+    /// `healthy`, `degraded`, `read-only`, or `failed` with fewer devices in service than data strips.
     pub health: String,
     /// Devices that may still fail, all at once, without loss.
     pub can_lose: usize,
@@ -533,10 +533,14 @@ impl Pod {
         let geometry = &pool.geometry;
         let in_service = pool.in_service_count();
         let redundancy = pool.redundancy();
-        let health = match (engine.read_only, in_service == geometry.devices) {
-            (true, _) => "read-only",
-            (false, false) => "degraded",
-            (false, true) => "healthy",
+        let health = if !pool.has_enough_devices() {
+            "failed"
+        } else if engine.read_only {
+            "read-only"
+        } else if in_service < geometry.devices {
+            "degraded"
+        } else {
+            "healthy"
         };
         PodStatus {
             uuid: Uuid::from_bytes(geometry.pod.0),
