@@ -91,7 +91,7 @@ kinds! {
     /// A host may not any more.
     HOST_REMOVED = "host-removed", Info, "";
     /// A host that was never added tried to connect.
-    HOST_REFUSED = "host-refused", Warning, "`weft host add NQN` lets it in";
+    HOST_REFUSED = "host-refused", Warning, "`weft host add NQN` lets it in, with --tls-key-file if it encrypts";
     /// A host did not prove that it has its key, or does not believe that we have ours.
     HOST_AUTHENTICATION_FAILED = "host-authentication-failed", Warning,
         "compare the host's keys with `weft host set NQN --dhchap-key-file` or `--tls-key-file`; if nobody changed them, find out who it was";

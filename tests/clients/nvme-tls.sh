@@ -122,11 +122,11 @@ event host-authentication-failed NVMe1R01
 HOSTNQN=$OTHER host_refused 3 none
 event host-refused 'no key'
 host_refused 4 none --as "$OTHER"
-event host-refused 'by the TLS key of'
+event host-authentication-failed 'by the TLS key of'
 subsystem=$nqn
 nqn=$DISCOVERY host_refused 4 none --to "$subsystem"
 [[ $(plain "$HOSTNQN") == refused ]] || fail 'a host with a TLS key came without'
-event host-refused 'does not use it'
+event host-authentication-failed 'does not use it'
 [[ $(plain "$OTHER") == connected ]] || fail 'a host without a key cannot come in plain'
 [[ $(plain "$HOSTNQN" "$DISCOVERY") == connected ]] || fail 'no discovery in plain'
 

@@ -118,7 +118,7 @@ fn check_channel(
     data: &Data<'_>,
 ) -> Result<(), Refused> {
     let refuse = |message: fmt::Arguments<'_>| {
-        event::raise(event::HOST_REFUSED, "nvme-tcp", message);
+        subsystem.authentication_failed(message);
         let (status, result) = (Status::CONNECT_INVALID_HOST, in_data(DATA_HOST_NQN).result);
         Err(Refused { status, result })
     };

@@ -6,17 +6,20 @@
 //! hosts ([`NSID_MAX`], [`NAMESPACES_MAX`]) is not served over NVMe.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use crate::observe::event;
 use crate::secret::HostKeys;
 use crate::secret::tls_key::TlsKey;
 use crate::target::nvmf::auth::Policy;
@@ -270,6 +273,13 @@ impl Subsystem {
     #[must_use]
     pub fn counters(&self) -> &IoCounters {
         &self.counters
+    }
+
+    /// Counts that a host did not prove who it is, and tells the operator.
+    pub fn authentication_failed(&self, message: fmt::Arguments<'_>) {
+        self.counters.authentications_failed.fetch_add(1, Ordering::Relaxed);
+        // One subject, whoever it is: a flood is one event.
+        event::raise(event::HOST_AUTHENTICATION_FAILED, "nvme-tcp", message);
     }
 
     /// Whether a host may connect from that address.

@@ -37,7 +37,6 @@ use subtle::ConstantTimeEq;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use crate::observe::event;
 use crate::secret::Hash;
 use crate::secret::HostKeys;
 use crate::target::nvmf::auth::crypto::Asked;
@@ -96,12 +95,8 @@ impl Default for Policy {
 
 /// Counts a failure and tells the operator.
 pub fn report(subsystem: &Subsystem, host: &Identity, from: IpAddr, step: &Step) {
-    subsystem.counters().authentications_failed.fetch_add(1, Ordering::Relaxed);
     let nqn = &host.host_nqn;
-    // One subject, whoever it says it is: a flood is one event.
-    let raise = |message: fmt::Arguments<'_>| {
-        event::raise(event::HOST_AUTHENTICATION_FAILED, "nvme-tcp", message);
-    };
+    let raise = |message: fmt::Arguments<'_>| subsystem.authentication_failed(message);
     match step {
         Step::Failed(explanation) => {
             raise(format_args!("{nqn} from {from}: {}", explanation.text()));

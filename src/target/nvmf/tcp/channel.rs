@@ -9,7 +9,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::observe::event;
 use crate::target::nvmf::subsystem::DISCOVERY_NQN;
@@ -97,10 +96,7 @@ impl Door {
             }
             // The identity of another key, by its digest, is unknown too.
             Refused::UnknownIdentity(_) | Refused::WrongKey(_) => {
-                let failed = &self.subsystem.counters().authentications_failed;
-                failed.fetch_add(1, Ordering::Relaxed);
-                let message = format_args!("{from} has {refused}");
-                event::raise(event::HOST_AUTHENTICATION_FAILED, "nvme-tcp", message);
+                self.subsystem.authentication_failed(format_args!("{from} has {refused}"));
             }
             Refused::Failed(_) => tracing::info!(%from, reason = %refused, "NVMe host dropped"),
         }
