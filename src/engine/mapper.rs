@@ -41,6 +41,8 @@ use crate::units::bytes_usize;
 
 /// Records written to segments together.
 const GROUP_BYTES: u64 = 2 << 20;
+/// Records copied or mapped, some 80 us of work, before requests of hosts get the processor.
+const RECORDS_BETWEEN_YIELDS: usize = 64;
 /// How long the mapper sleeps without being woken.
 const TICK: Duration = Duration::from_millis(500);
 /// How long it waits after a failure before it tries again.
@@ -248,7 +250,10 @@ impl Mapper {
         let next_id = self.engine.pool.table.lock().next_id();
         let locations = self.append_records(Stream::Data, &items).await?;
         self.host_segments += self.engine.pool.table.lock().next_id() - next_id;
-        for (record, location) in live.into_iter().zip(locations) {
+        for (number, (record, location)) in live.into_iter().zip(locations).enumerate() {
+            if number.is_multiple_of(RECORDS_BETWEEN_YIELDS) {
+                self.engine.env.yield_thread();
+            }
             self.map_record(record, location).await?;
         }
         for record in group.iter().filter(|record| record.header.kind == RecordKind::Zero) {
@@ -351,7 +356,10 @@ impl Mapper {
         let geometry = &self.engine.pool.geometry;
         let space = geometry.space();
         let mut placed = Vec::new();
-        for item in items {
+        for (number, item) in items.iter().enumerate() {
+            if number.is_multiple_of(RECORDS_BETWEEN_YIELDS) {
+                self.engine.env.yield_thread();
+            }
             let Some((address, memory)) = group.place(bytes_usize(item.header.stride())) else {
                 break;
             };

@@ -41,6 +41,10 @@ pub trait Rng {
 pub trait Spawn {
     /// Runs `task` to its end on the calling thread, whoever drops what.
     fn spawn(&self, task: LocalBoxFuture<()>);
+    /// Lets other threads that wait for this processor have it: for background tasks to call every
+    /// some 50 us of computing. The scheduler would otherwise let them run for milliseconds, with a
+    /// request of a host waiting.
+    fn yield_thread(&self) {}
     /// A step to take first, where threads share what was just looked at and another may change it
     /// before it is used. The simulator, which has one thread, sometimes gives one; else `None`.
     fn pause(&self) -> Option<LocalBoxFuture<()>> {

@@ -65,6 +65,10 @@ impl Spawn for TokioEnv {
     fn spawn(&self, task: LocalBoxFuture<()>) {
         tokio::task::spawn_local(task);
     }
+
+    fn yield_thread(&self) {
+        std::thread::yield_now();
+    }
 }
 
 #[cfg(test)]

@@ -146,6 +146,7 @@ impl Pool {
             let data: Vec<&[u8]> = data.iter().map(|strip| &strip[body.clone()]).collect();
             let mut parity: Vec<&mut [u8]> =
                 parity.iter_mut().map(|strip| &mut strip[body.clone()]).collect();
+            self.env.yield_thread();
             self.code.encode(&data, &mut parity);
             if planted(Bug::ParityMissing) {
                 parity[m - 1].fill(0);
