@@ -30,6 +30,7 @@ use crate::format::node::NodeKey;
 use crate::format::record::RECORD_HEADER_BYTES;
 use crate::format::record::RecordHeader;
 use crate::format::record::RecordKind;
+use crate::format::unit::UNIT_BODY_BYTES;
 use crate::observe::event;
 use crate::pool::row::GROUP_ROWS_MAX;
 use crate::pool::row::RowGroup;
@@ -308,8 +309,10 @@ impl Mapper {
     ) -> Result<Vec<Location>> {
         let mut locations = Vec::with_capacity(items.len());
         while locations.len() < items.len() {
-            let mut group = self.open_group(stream)?;
-            let placed = self.fill(&mut group, &items[locations.len()..]);
+            let left = &items[locations.len()..];
+            let bytes = left.iter().map(|item| item.header.stride()).sum();
+            let mut group = self.open_group(stream, bytes)?;
+            let placed = self.fill(&mut group, left);
             let (segment, rows) = (group.segment, group.first_row + bytes_u64(group.rows()));
             match self.engine.pool.write_rows(group, self.engine.epoch).await {
                 Ok(()) => {
@@ -330,16 +333,24 @@ impl Mapper {
         Ok(locations)
     }
 
-    /// The next rows of the stream's open segment, or of a new one.
-    fn open_group(&mut self, stream: Stream) -> Result<RowGroup> {
+    /// The next rows of the stream's open segment, or of a new one: about as many as records of
+    /// `bytes` together need.
+    fn open_group(&mut self, stream: Stream, bytes: u64) -> Result<RowGroup> {
         let geometry = self.engine.pool.geometry;
+        let open = self.open_segment(stream)?;
+        // A record that does not fit the rest of a unit leaves it empty.
+        let needed = rows_for(bytes + bytes / 8, geometry.data_strips);
+        let rows = (geometry.rows() - open.next_row).min(GROUP_ROWS_MAX as u64).min(needed);
+        Ok(RowGroup::new(open.id, open.next_row, bytes_usize(rows), geometry.data_strips))
+    }
+
+    fn open_segment(&mut self, stream: Stream) -> Result<OpenSegment> {
         let open = match self.open[stream as usize] {
             Some(open) => open,
             None => OpenSegment { id: self.allocate(stream)?, next_row: 0 },
         };
         self.open[stream as usize] = Some(open);
-        let rows = (geometry.rows() - open.next_row).min(GROUP_ROWS_MAX as u64);
-        Ok(RowGroup::new(open.id, open.next_row, bytes_usize(rows), geometry.data_strips))
+        Ok(open)
     }
 
     fn allocate(&mut self, stream: Stream) -> Result<SegmentId> {
@@ -391,7 +402,7 @@ impl Mapper {
 
     /// The segment the next record of the stream will be in.
     pub(super) fn next_segment(&mut self, stream: Stream) -> Result<SegmentId> {
-        Ok(self.open_group(stream)?.segment)
+        Ok(self.open_segment(stream)?.id)
     }
 
     /// Points the map at a record for the blocks the buffer still holds it for.
@@ -578,6 +589,11 @@ enum ClearStep {
     Cleared,
     Empty { leaf: u64 },
     Done,
+}
+
+/// Rows whose units hold `bytes`, at least one.
+fn rows_for(bytes: u64, data_strips: usize) -> u64 {
+    bytes.div_ceil(bytes_u64(data_strips * UNIT_BODY_BYTES)).max(1)
 }
 
 /// First block past the leaf that holds `lba`.
