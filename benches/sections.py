@@ -50,6 +50,16 @@ def compare(report, section, label, results, bounds):
     report.add(section, f"{label}, CPU of weft / best peer", results["weft"]["cpu"] / cheapest, "x")
 
 
+def report_polling(report, polled, results):
+    """Rows for depth 1 with `threads.polling_us = 30`."""
+    report.add("ram", "4k read QD1, weft, polling", polled["iops"], "IOPS",
+               note=f"{latency_note(polled)}, {polled['cpu']:.1f} us of server CPU each")
+    peers = [result["p50"] for name, result in results.items() if name != "weft"]
+    if peers:
+        report.add("ram", "4k read QD1, polling, p50 of weft / best peer",
+                   polled["p50"] / min(peers), "x", ("<=", 1.0))
+
+
 def own_load(server, depth, seconds, span, write=False):
     """Our pipelined NBD generator over the Unix socket."""
     arguments = ["--unix", server.socket, "--name", server.export, "--depth", str(depth),
@@ -61,10 +71,12 @@ def ram(report, settings):
     """4 KiB random reads from RAM over a Unix socket."""
     span = 256 * MIB
     names = ["nbdkit", "qemu-nbd", "nbd-server"]
-    with lab.directory("/dev/shm") as data, contextlib.ExitStack() as stack:
+    with (lab.directory("/dev/shm") as data, lab.directory("/dev/shm") as other,
+          contextlib.ExitStack() as stack):
         servers = [stack.enter_context(lab.Weft(data))]
         servers += [stack.enter_context(peer) for peer in lab.peers(data, 2 * span, names)]
-        for server in servers:
+        polling = stack.enter_context(lab.Weft(other, polling_us=30))
+        for server in [*servers, polling]:
             fill(server, span)
         for depth, bounds in [
             (1, {"p50": ("<=", 1.0)}),
@@ -75,8 +87,14 @@ def ram(report, settings):
                     server, "randread", depth, settings.seconds, span)
                 for server in servers
             }
+            if depth == 1:
+                cases["polling"] = lambda: lab.fio_nbd(
+                    polling, "randread", 1, settings.seconds, span)
             results = lab.interleave(cases, settings.rounds)
+            polled = results.pop("polling", None)
             compare(report, "ram", f"4k read QD{depth}", results, bounds)
+            if polled:
+                report_polling(report, polled, results)
         own = {server.name: server for server in servers if server.name in ("weft", "nbdkit")}
         for depth in (32, 128):
             # nbdkit aborts when a client leaves with requests under way, so it gets none deeper.
@@ -240,13 +258,16 @@ def write(report, settings):
     with lab.directory("/dev/shm") as data, contextlib.ExitStack() as stack:
         servers = [stack.enter_context(lab.Weft(data))]
         servers += [stack.enter_context(peer) for peer in lab.peers(data, 2 * span, ["nbdkit"])]
+        node = stack.enter_context(lab.MemoryNode(data, span))
         cases = {
             server.name: lambda server=server: lab.fio_nbd(
                 server, "randwrite", 32, settings.seconds, span)
-            for server in servers
+            for server in [*servers, node]
         }
         results = lab.interleave(cases, settings.rounds)
+        front = results.pop(node.name)
         compare(report, "write", "4k write QD32", results, {"iops": (">=", 1.0)})
+        write_floor(report, data, front)
         raw = lab.fio_nbd(servers[0], "randwrite", 32, settings.seconds, span, compressible=0)
         report.add("write", "4k write QD32, weft, incompressible", raw["iops"], "IOPS",
                    note=latency_note(raw))
@@ -255,6 +276,21 @@ def write(report, settings):
             {"weft": lambda: own_load(servers[0], 32, settings.seconds, span, write=True)}, 1)
         report.add("write", "own generator QD32, weft", own["weft"]["iops"], "IOPS",
                    note=f"{own['weft']['cpu']:.2f} us of server CPU each")
+
+
+def write_floor(report, data, front):
+    """What a write costs before anything is stored: our front end on a volume in RAM, and zstd."""
+    sample = os.path.join(data, "sample")
+    with open(sample, "wb") as file:
+        for _ in range(4096):
+            file.write(os.urandom(2048) + bytes(2048))
+    zstd_us = 4096 / zstd_speed(sample, "4096")["MB/s"]
+    report.add("write", "4k write QD32, front end alone", front["iops"], "IOPS",
+               note=latency_note(front))
+    report.add("write", "4k write QD32, front end alone: server CPU", front["cpu"], "us/IO")
+    report.add("write", "zstd of 4 KiB alone", zstd_us, "us")
+    report.add("write", "4k write QD32, front end and zstd alone", 1e6 / (front["cpu"] + zstd_us),
+               "IOPS", note="the most that one core can do")
 
 
 FIO_DSYNC = ["--ioengine=io_uring", "--direct=1", "--sync=dsync", "--rw=randwrite", "--bs=4k",
@@ -321,9 +357,9 @@ def durable(report, settings):
                        ("<=", 1.3))
 
 
-def zstd_speed(path):
-    """MB/s of zstd's own benchmark at level -1 in pieces of 32 KiB, as weft compresses."""
-    command = ["zstd", "-b", "--fast=1", "-i2", "-B32768", path]
+def zstd_speed(path, piece="32768"):
+    """MB/s of zstd's own benchmark at level -1 in pieces of so many bytes, as weft compresses."""
+    command = ["zstd", "-b", "--fast=1", "-i2", f"-B{piece}", path]
     output = subprocess.run(lab.pinned(lab.SERVER_CPU, command), check=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout.decode()
     ratio, speed = re.findall(r"\(x?([\d.]+)\),\s*([\d.]+) MB/s", output)[-1]
