@@ -24,6 +24,7 @@ use weft::target::nbd::NbdOptions;
 use weft::target::nbd::NbdTarget;
 use weft::target::nbd::handshake::TlsMode;
 use weft::target::nbd::tls;
+use weft::target::nbd::tls::Tls;
 use weft::target::nbd::tls::TlsFiles;
 use weft::target::nvmf::subsystem::Subsystem;
 use weft::target::nvmf::subsystem::SubsystemOptions;
@@ -86,7 +87,7 @@ async fn serve(arguments: Arguments) -> Result<(), String> {
     if let (Some(certificate), Some(key)) = (arguments.tls_certificate, arguments.tls_key) {
         let files = TlsFiles { certificate, key, ..TlsFiles::default() };
         let acceptor = tls::load(&files).map_err(|error| error.chain())?;
-        options.tls = Some(watch::channel(acceptor).1);
+        options.tls = Some(watch::channel(Tls::Certificates(acceptor)).1);
         options.tls_mode = TlsMode::Optional;
     }
     let directory = Arc::new(MemoryDirectory::new([volume as _]));

@@ -1,6 +1,6 @@
 //! Keys by which a host and a controller prove who they are, as operators write them down:
 //! `DHHC-1:hh:base64(key, CRC-32 of key):`. (NVMe Base 2.2, 8.3.4.5) Those of TLS, which look
-//! almost the same, are in [`tls_key`].
+//! almost the same, are in [`tls_key`], those of NBD hosts in [`named_keys`].
 //!
 //! # Invariants
 //! * A key has 32, 48 or 64 bytes, and as many as its hash, if it names one.
@@ -20,6 +20,8 @@ use serde::Serializer;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+pub mod file;
+pub mod named_keys;
 pub mod tls_key;
 
 /// What every written key begins with.

@@ -9,11 +9,17 @@ use std::io::Read;
 use std::io::Seek;
 use std::io::SeekFrom;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use s2n_tls::connection::Builder;
+use s2n_tls::connection::Connection;
+use s2n_tls::enums::Mode;
+use s2n_tls::enums::PskHmac;
+use s2n_tls::security::Policy;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWrite;
@@ -34,11 +40,12 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use weft::error::ErrorKind;
+use weft::secret::named_keys;
 use weft::target::nbd::NbdOptions;
 use weft::target::nbd::NbdTarget;
 use weft::target::nbd::handshake::TlsMode;
 use weft::target::nbd::tls;
+use weft::target::nbd::tls::Tls;
 use weft::target::nbd::tls::TlsFiles;
 use weft::volume::Piece;
 use weft::volume::Volume;
@@ -589,9 +596,8 @@ impl Pki {
             certificate: self.file("server.pem"),
             key: self.file("server.key"),
             client_ca: verify_clients.then(|| self.file("ca.pem")),
-            psk: None,
         };
-        let tls = Some(watch::channel(tls::load(&files).unwrap()).1);
+        let tls = Some(watch::channel(Tls::Certificates(tls::load(&files).unwrap())).1);
         NbdOptions { tls_mode, tls, ..NbdOptions::default() }
     }
 
@@ -648,6 +654,63 @@ fn sessions_run_inside_tls() {
             assert!(client.closed().await);
             ended(session).await;
         }
+    });
+}
+
+/// A client of TLS that has a key.
+#[derive(Clone)]
+struct Keyed {
+    name: &'static str,
+    key: [u8; 32],
+}
+
+impl Builder for Keyed {
+    type Output = Connection;
+
+    fn build_connection(&self, mode: Mode) -> Result<Connection, s2n_tls::error::Error> {
+        let mut config = s2n_tls::config::Builder::new();
+        config.set_security_policy(&Policy::from_version("default_tls13")?)?;
+        let mut connection = config.build()?.build_connection(mode)?;
+        let mut psk = s2n_tls::psk::Psk::builder()?;
+        psk.set_identity(self.name.as_bytes())?.set_secret(&self.key)?.set_hmac(PskHmac::SHA256)?;
+        connection.append_psk(&psk.build()?)?;
+        Ok(connection)
+    }
+}
+
+// spec: nbd-tls-psk
+#[test]
+fn clients_prove_themselves_by_key() {
+    let path = std::env::temp_dir().join(format!("weft-nbd-psk-{}", std::process::id()));
+    std::fs::write(&path, format!("alice:{}\n", "5a".repeat(32))).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let keys = Tls::with_keys(named_keys::load(&path).unwrap());
+    std::fs::remove_file(&path).unwrap();
+    run(async {
+        let tls = Some(watch::channel(keys).1);
+        let options = NbdOptions { tls_mode: TlsMode::Required, tls, ..NbdOptions::default() };
+        let (target, _volume) = target(options);
+        for (name, key, let_in) in
+            [("alice", [0x5a; 32], true), ("alice", [0x5b; 32], false), ("bob", [0x5a; 32], false)]
+        {
+            let (mut client, session) = connect_tcp(&target).await;
+            client.greet().await;
+            client.send_option(5, &[]).await;
+            assert_eq!(client.reply().await, 1);
+            let connector = s2n_tls_tokio::TlsConnector::new(Keyed { name, key });
+            let connected = connector.connect("localhost", client.stream).await;
+            assert_eq!(connected.is_ok(), let_in, "{name}");
+            if let Ok(stream) = connected {
+                let mut client = Client { stream };
+                client.go().await;
+                client.write(1, 512, &[7; 1024]).await;
+                assert_eq!(client.simple().await, (0, 1));
+                client.request(DISC, 0, 0, 0).await;
+                assert!(client.closed().await);
+            }
+            ended(session).await;
+        }
+        assert_eq!(target.counters().handshakes_failed.load(Ordering::Relaxed), 2);
     });
 }
 
@@ -713,8 +776,6 @@ fn bad_tls_files_are_named() {
     assert!(error.chain().contains("absent.key"), "{}", error.chain());
     let error = fails(&TlsFiles { key: pki.file("client.key"), ..good.clone() });
     assert!(error.chain().contains("server.pem"), "{}", error.chain());
-    let error = fails(&TlsFiles { certificate: pki.file("server.key"), ..good.clone() });
+    let error = fails(&TlsFiles { certificate: pki.file("server.key"), ..good });
     assert!(error.chain().contains("no certificate"), "{}", error.chain());
-    let error = fails(&TlsFiles { psk: Some(pki.file("keys.psk")), ..good });
-    assert_eq!(error.kind(), ErrorKind::Unsupported);
 }

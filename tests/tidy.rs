@@ -12,9 +12,9 @@ use std::path::Path;
 /// Who may use whom: a module of `src/` and every other `crate::` module it may name. Leaves first.
 const LAYERS: &[(&str, &[&str])] = &[
     ("units", &[]),
-    ("secret", &[]),
     ("canary", &[]),
     ("error", &["units"]),
+    ("secret", &["error"]),
     ("env", &["error", "units"]),
     ("codec", &["error", "units"]),
     ("cache", &["units"]),

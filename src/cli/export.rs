@@ -126,7 +126,9 @@ impl Export {
         }
         for nbd in &self.nbd {
             let tls = if nbd.tls {
-                "# with TLS: add certfile=, keyfile= and cacertfile= to the options\n"
+                "# with TLS by certificates: add certfile=, keyfile= and cacertfile= to the options\n\
+                 # with TLS by keys, which nbd-client does not have: NAME@ before the address, and \
+                 ?tls-psk-file=FILE behind the URI\n"
             } else {
                 ""
             };

@@ -1,9 +1,6 @@
 //! The token that requests over TCP must carry: `Authorization: Bearer TOKEN`. (RFC 6750, 2.1)
 
 use std::fmt;
-use std::fs::OpenOptions;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use axum::extract::Request;
@@ -22,15 +19,12 @@ use super::serve::Guard;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::secret;
 
 /// Shortest token. 32 characters are 128 bits even in hexadecimal, which nobody guesses.
 pub const TOKEN_BYTES_MIN: usize = 32;
 /// Longest token file read.
 const FILE_BYTES_MAX: u64 = 4096;
-/// Mode bits that a token file must not have: anything for everyone, writing for the group. The
-/// group may read, since that is how systemd hands over credentials.
-const MODE_FORBIDDEN: u32 = 0o027;
-
 /// A secret shared with those who manage the node.
 pub struct Token(String);
 
@@ -46,24 +40,11 @@ impl Token {
     /// # Errors
     /// `InvalidRequest` if the file cannot be read, others can get at it, or the token is weak.
     pub fn read(path: &Path) -> Result<Self> {
-        let bad = || Error::new(ErrorKind::InvalidRequest, "read the API's token file");
-        let mut text = String::new();
-        let mut read = || {
-            let file = OpenOptions::new().read(true).open(path)?;
-            let mode = file.metadata()?.permissions().mode();
-            file.take(FILE_BYTES_MAX).read_to_string(&mut text).map(|_| mode)
-        };
-        let mode = read().map_err(|error| bad().context(path.display()).source(error))?;
-        if mode & MODE_FORBIDDEN != 0 {
-            return Err(bad().context(format!(
-                "{} has mode {:04o}, so others can get at it: chmod 0600 it",
-                path.display(),
-                mode & 0o7777
-            )));
-        }
+        const OP: &str = "read the API's token file";
+        let text = secret::file::read(OP, path, FILE_BYTES_MAX)?;
         let token = text.trim();
         if token.len() < TOKEN_BYTES_MIN || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(bad().context(format!(
+            return Err(Error::new(ErrorKind::InvalidRequest, OP).context(format!(
                 "{} must hold at least {TOKEN_BYTES_MIN} letters, digits or signs: make one with \
                  `openssl rand -hex 32`",
                 path.display()
@@ -100,6 +81,7 @@ pub(super) async fn required(
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 

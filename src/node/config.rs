@@ -149,12 +149,27 @@ pub struct NvmeTcpConfig {
 pub struct TlsConfig {
     /// Refuse hosts that do not ask for it.
     pub required: bool,
-    /// PEM file with the certificate chain.
-    pub certificate: PathBuf,
-    /// PEM file with the private key.
-    pub key: PathBuf,
-    /// PEM file with the issuers of clients' certificates; `None`: clients need none.
-    pub client_ca: Option<PathBuf>,
+    /// How the two ends prove who they are.
+    pub proof: TlsProof,
+}
+
+/// How the two ends of a TLS connection prove who they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TlsProof {
+    /// By certificates.
+    Certificates {
+        /// PEM file with the certificate chain.
+        certificate: PathBuf,
+        /// PEM file with the private key.
+        key: PathBuf,
+        /// PEM file with the issuers of clients' certificates; `None`: clients need none.
+        client_ca: Option<PathBuf>,
+    },
+    /// By keys that both have.
+    Keys {
+        /// File with a line `NAME:HEX` for each host.
+        psk_file: PathBuf,
+    },
 }
 
 /// How the API is served over TCP.
@@ -341,6 +356,28 @@ mod tests {
         assert_eq!(error.line, Some(5));
         assert_eq!(error.key, "nbd.lissten");
         assert!(error.reason.contains("unknown field `lissten`"), "{error}");
+    }
+
+    #[test]
+    fn tls_is_proven_by_certificates_or_by_keys() {
+        let proof = |keys: &str| {
+            let text = format!("[nbd.tls]\nmode = \"required\"\n{keys}");
+            parse(&text).map(|config| config.nbd.tls.expect("it is required").proof)
+        };
+        let (certificate, key) = ("certificate = \"c\"\n", "key = \"k\"\n");
+        let by_certificates =
+            TlsProof::Certificates { certificate: "c".into(), key: "k".into(), client_ca: None };
+        assert_eq!(proof(&format!("{certificate}{key}")), Ok(by_certificates));
+        let by_keys = TlsProof::Keys { psk_file: "p".into() };
+        assert_eq!(proof("psk_file = \"p\"\ncertificate = \"\""), Ok(by_keys));
+        for (text, wrong, line) in [
+            ("", "nbd.tls.certificate", 2),
+            (certificate, "nbd.tls.key", 2),
+            ("client_ca = \"a\"\npsk_file = \"p\"", "nbd.tls.psk_file", 4),
+        ] {
+            let error = proof(text).expect_err("refused");
+            assert_eq!((error.key.as_str(), error.line), (wrong, Some(line)), "{error}");
+        }
     }
 
     #[test]

@@ -9,21 +9,23 @@
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio_rustls::TlsAcceptor;
 
 use super::config::ApiTcpConfig;
 use super::config::Config;
 use super::config::TlsConfig;
+use super::config::TlsProof;
 use crate::error::Error;
 use crate::error::Result;
 use crate::mgmt::Guard;
 use crate::mgmt::Token;
 use crate::observe::event;
+use crate::secret::named_keys;
 use crate::target::nbd::tls;
+use crate::target::nbd::tls::Tls;
 
 /// The files, and what is in force of them.
 pub(super) struct Credentials {
-    nbd: Option<Source<TlsConfig, TlsAcceptor>>,
+    nbd: Option<Source<TlsConfig, Tls>>,
     api: Option<Source<ApiTcpConfig, Guard>>,
     /// Held while files are read again, so that who reads last also replaces last. Held over file
     /// I/O, and by nobody on the data path.
@@ -49,7 +51,7 @@ impl Credentials {
     }
 
     /// What NBD hosts are met with, if TLS is not off.
-    pub(super) fn nbd(&self) -> Option<watch::Receiver<TlsAcceptor>> {
+    pub(super) fn nbd(&self) -> Option<watch::Receiver<Tls>> {
         self.nbd.as_ref().map(|source| source.current.subscribe())
     }
 
@@ -90,13 +92,15 @@ impl<C: Clone, T> Source<C, T> {
     }
 }
 
-fn read_nbd(config: &TlsConfig) -> Result<TlsAcceptor> {
-    tls::load(&tls::TlsFiles {
-        certificate: config.certificate.clone(),
-        key: config.key.clone(),
-        client_ca: config.client_ca.clone(),
-        psk: None,
-    })
+fn read_nbd(config: &TlsConfig) -> Result<Tls> {
+    match &config.proof {
+        TlsProof::Certificates { certificate, key, client_ca } => {
+            let (certificate, key) = (certificate.clone(), key.clone());
+            let files = tls::TlsFiles { certificate, key, client_ca: client_ca.clone() };
+            Ok(Tls::Certificates(tls::load(&files)?))
+        }
+        TlsProof::Keys { psk_file } => Ok(Tls::with_keys(named_keys::load(psk_file)?)),
+    }
 }
 
 fn read_api(config: &ApiTcpConfig) -> Result<Guard> {

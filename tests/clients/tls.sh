@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# TLS over TCP: a certificate that is verified, a wrong name and a wrong issuer refused, plain text refused.
+# TLS over TCP: a certificate that is verified, a wrong name and a wrong issuer refused, plain text refused; then keys
+# that both ends have, with libnbd and qemu.
 source "$(dirname "$0")/lib.sh"
-requires certtool openssl nbdinfo nbdcopy python:nbd
+requires certtool psktool openssl nbdinfo nbdcopy qemu-img python:nbd
 requires_weft
 prepare
 mkdir "$WORK/tls" "$WORK/other"
@@ -84,4 +85,43 @@ mkdir "$WORK/stranger"
 cp "$WORK"/other/client-*.pem "$WORK/tls/ca-cert.pem" "$WORK/stranger/"
 refuses info "$secure?tls-certificates=$WORK/stranger"
 [[ $(info "$secure?$certificates") -eq 8589934592 ]] || fail 'the server does not live on'
+stop_server
+
+# Connects as $1 with the key in file $2.
+info_by_key() {
+    info "nbds://$1@localhost:$PORT/vol0?tls-psk-file=$2"
+}
+
+say 'keys instead of certificates'
+mkdir "$WORK/qemu"
+psktool --username alice --pskfile "$WORK/keys.psk" >/dev/null
+psktool --username mallory --pskfile "$WORK/mallory.psk" >/dev/null
+sed 's/^mallory/alice/' "$WORK/mallory.psk" >"$WORK/wrong.psk"
+cp "$WORK/keys.psk" "$WORK/qemu/keys.psk"
+printf '[nbd.tls]\nmode = "required"\npsk_file = "%s"\n' "$WORK/keys.psk" >"$WORK/weft.toml"
+start_server
+[[ $(info_by_key alice "$WORK/keys.psk") -eq 8589934592 ]] || fail 'TLS with a key'
+create_volume keyed 32MiB
+nbdcopy "$WORK/source" "nbds://alice@localhost:$PORT/keyed?tls-psk-file=$WORK/keys.psk"
+nbdcopy "$(uri unix keyed)" - | cmp - "$WORK/source" || fail 'other bytes than were written with a key'
+qemu-img convert -O raw --object "tls-creds-psk,id=key,dir=$WORK/qemu,username=alice,endpoint=client" --image-opts \
+    "driver=nbd,server.type=inet,server.host=localhost,server.port=$PORT,export=keyed,tls-creds=key" "$WORK/read" 2>"$WORK/qemu.log" ||
+    fail "qemu with a key: $(cat "$WORK/qemu.log")"
+cmp "$WORK/read" "$WORK/source" || fail 'other bytes than were written, by qemu with a key'
+
+say 'a wrong key, an unknown name, a certificate and plain text are refused'
+refuses info_by_key alice "$WORK/wrong.psk"
+refuses info_by_key mallory "$WORK/mallory.psk"
+refuses info "$secure?$certificates"
+refuses info "$(uri tcp)"
+
+say 'a key that is taken out of the file is refused from the reload on'
+grep -v '^alice' "$WORK/keys.psk" >"$WORK/keys.new" || true
+cat "$WORK/mallory.psk" "$WORK/keys.new" >"$WORK/keys.psk"
+weft reload >/dev/null
+refuses info_by_key alice "$WORK/qemu/keys.psk"
+[[ $(info_by_key mallory "$WORK/mallory.psk") -eq 8589934592 ]] || fail 'the key that was added'
+chmod 644 "$WORK/keys.psk"
+refuses weft reload
+[[ $(info_by_key mallory "$WORK/mallory.psk") -eq 8589934592 ]] || fail 'a wrong file replaced the right one'
 stop_server

@@ -292,7 +292,7 @@ impl Facts {
     }
 
     /// The path below the root.
-    fn real(&self, path: &Path) -> PathBuf {
+    pub(super) fn real(&self, path: &Path) -> PathBuf {
         let inner = path.components().filter(|part| !matches!(part, Component::RootDir));
         self.root.join(inner.collect::<PathBuf>())
     }

@@ -1,10 +1,13 @@
 //! The node's configuration, and the files it names.
 
 use std::path::Path;
+use std::path::PathBuf;
 
 use super::facts::Facts;
 use super::finding::Finding;
 use crate::cli::shell_word;
+use crate::node::config::TlsProof;
+use crate::secret::named_keys;
 
 pub(super) fn config(facts: &Facts) -> Vec<Finding> {
     let file = facts.asked.config_file.as_deref();
@@ -20,22 +23,40 @@ pub(super) fn config(facts: &Facts) -> Vec<Finding> {
     }]
 }
 
-/// The PEM files of TLS, if it is on.
+/// The files of TLS, if it is on.
 pub(super) fn tls(facts: &Facts) -> Vec<Finding> {
     let Some(config) = facts.config() else { return Vec::new() };
     let Some(tls) = &config.nbd.tls else { return vec![Finding::skip("nbd.tls.mode is \"off\"")] };
-    let files = [Some((&tls.certificate, false)), Some((&tls.key, true))];
-    let ca = tls.client_ca.as_ref().map(|file| (file, false));
-    let judge = |(file, secret): (&std::path::PathBuf, bool)| {
-        pem(facts, file, secret).on(file.display().to_string())
-    };
-    files.into_iter().chain([ca]).flatten().map(judge).collect()
+    let on = |finding: Finding, file: &Path| finding.on(file.display().to_string());
+    match &tls.proof {
+        TlsProof::Certificates { certificate, key, client_ca } => {
+            let public = [certificate].into_iter().chain(client_ca);
+            let mut found: Vec<_> = public.map(|file| on(pem(facts, file, false), file)).collect();
+            found.insert(1, on(pem(facts, key, true), key));
+            found
+        }
+        // The very reading that a start does.
+        TlsProof::Keys { psk_file } => vec![on(
+            match named_keys::load(&facts.real(&absolute(psk_file))) {
+                Ok(_) => Finding::ok("readable"),
+                Err(error) => Finding::error(
+                    error.chain(),
+                    format!("psktool --username NAME --pskfile {}", shell_word(psk_file)),
+                ),
+            },
+            psk_file,
+        )],
+    }
+}
+
+/// What the configuration says begins where weft was started.
+fn absolute(file: &Path) -> PathBuf {
+    std::path::absolute(file).unwrap_or_else(|_| file.to_owned())
 }
 
 fn pem(facts: &Facts, file: &Path, secret: bool) -> Finding {
     let path = shell_word(file);
-    // What the configuration says begins where weft was started.
-    let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let absolute = absolute(file);
     let Some(text) = facts.text(&absolute) else {
         return Finding::error("cannot be read", format!("ls -l {path}"));
     };
@@ -88,5 +109,18 @@ mod tests {
         assert_eq!(verdicts(&files, 0o644), [Verdict::Ok, Verdict::Warn]);
         assert_eq!(verdicts(&[("/etc/weft/c.pem", "x")], 0), [Verdict::Error, Verdict::Error]);
         assert_eq!(System::new(&[]).verdict(tls, configured("")), Verdict::Skip);
+    }
+
+    #[test]
+    fn the_file_of_pre_shared_keys_must_be_one() {
+        let verdict = |content| {
+            let system = System::new(&[("/etc/weft/k.psk", content)]);
+            let mode = fs::Permissions::from_mode(0o600);
+            fs::set_permissions(system.path("/etc/weft/k.psk"), mode).expect("changed");
+            let text = "nbd.tls.mode = \"required\"\nnbd.tls.psk_file = \"/etc/weft/k.psk\"\n";
+            system.verdict(tls, configured(text))
+        };
+        assert_eq!(verdict("alice:00112233445566778899aabbccddeeff\n"), Verdict::Ok);
+        assert_eq!(verdict("alice\n"), Verdict::Error);
     }
 }

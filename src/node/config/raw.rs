@@ -107,6 +107,7 @@ pub(super) struct Tls {
     pub(super) certificate: Given<String>,
     pub(super) key: Given<String>,
     pub(super) client_ca: Given<String>,
+    pub(super) psk_file: Given<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -24,6 +24,7 @@ use super::PodConfig;
 use super::STRIPS_MAX;
 use super::SizeText;
 use super::TlsConfig;
+use super::TlsProof;
 use super::Wrong;
 use super::raw;
 use crate::observe::log::Format;
@@ -340,16 +341,26 @@ fn tls(raw: raw::Tls) -> Result<Option<TlsConfig>, Wrong> {
             return Err(wrong(at, "nbd.tls.mode", reason));
         }
     };
-    let file = |key, given: Given<String>| match split(given).0 {
-        Some(text) if !text.is_empty() => Ok(PathBuf::from(text)),
-        _ => Err(wrong(at.clone(), key, "is needed unless nbd.tls.mode is \"off\"")),
+    let file =
+        |given: Given<String>| split(given).0.filter(|text| !text.is_empty()).map(PathBuf::from);
+    let psk_at = span(&raw.psk_file);
+    let certificates = (file(raw.certificate), file(raw.key), file(raw.client_ca));
+    let proof = match (certificates, file(raw.psk_file)) {
+        ((Some(certificate), Some(key), client_ca), None) => {
+            TlsProof::Certificates { certificate, key, client_ca }
+        }
+        ((None, None, None), Some(psk_file)) => TlsProof::Keys { psk_file },
+        (_, Some(_)) => {
+            let reason = "is instead of certificate, key and client_ca: leave those empty";
+            return Err(wrong(psk_at, "nbd.tls.psk_file", reason));
+        }
+        ((certificate, _, _), None) => {
+            let key = if certificate.is_none() { "nbd.tls.certificate" } else { "nbd.tls.key" };
+            let reason = "is needed unless nbd.tls.mode is \"off\" or there is a psk_file";
+            return Err(wrong(at, key, reason));
+        }
     };
-    Ok(Some(TlsConfig {
-        required,
-        certificate: file("nbd.tls.certificate", raw.certificate)?,
-        key: file("nbd.tls.key", raw.key)?,
-        client_ca: split(raw.client_ca).0.filter(|text| !text.is_empty()).map(PathBuf::from),
-    }))
+    Ok(Some(TlsConfig { required, proof }))
 }
 
 /// All of it or nothing: without a certificate or a token there is no API over TCP.

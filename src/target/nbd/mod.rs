@@ -23,10 +23,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::TryFutureExt;
 use tokio::sync::watch;
 use tokio::time;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use weft_api::FrontEnd;
 
 use crate::observe::event;
@@ -49,6 +48,7 @@ use crate::target::nbd::handshake::Step;
 use crate::target::nbd::handshake::TlsMode;
 use crate::target::nbd::options::OPTION_HEADER_BYTES;
 use crate::target::nbd::session::Session;
+use crate::target::nbd::tls::Tls;
 use crate::target::stream::ByteStream;
 use crate::target::stream::Socket;
 use crate::units::bytes_usize;
@@ -94,8 +94,8 @@ pub struct NbdOptions {
     /// Whether TCP connections are encrypted; anything but `Off` needs `tls`. Unix sockets never
     /// are.
     pub tls_mode: TlsMode,
-    /// From [`tls::load`]; looked at for each connection, so that the certificate can change.
-    pub tls: Option<watch::Receiver<TlsAcceptor>>,
+    /// Looked at for each connection, so that certificates and keys can change.
+    pub tls: Option<watch::Receiver<Tls>>,
     /// Whether requests are timed and counted by volume; off only to measure what that costs.
     pub timed: bool,
 }
@@ -139,12 +139,12 @@ impl NbdTarget {
     /// A target over these volumes.
     ///
     /// # Panics
-    /// If TLS is asked for without certificates: configuration must have refused that.
+    /// If TLS is asked for without certificates or keys: configuration must have refused that.
     #[must_use]
     pub fn new(directory: Arc<dyn VolumeDirectory>, options: NbdOptions) -> Self {
         assert!(
             options.tls_mode == TlsMode::Off || options.tls.is_some(),
-            "TLS needs certificates"
+            "TLS needs certificates or keys"
         );
         Self {
             directory,
@@ -224,14 +224,21 @@ impl NbdTarget {
             Ok(Haggled::Agreed(negotiated)) => {
                 self.transmit(socket, haggling, negotiated, &tracked).await;
             }
-            Ok(Haggled::StartTls) => match self.secure(socket, handshake, &mut haggling).await {
-                Ok(Some((stream, negotiated))) => {
-                    tracked.encrypted();
-                    self.transmit(stream, haggling, negotiated, &tracked).await;
+            Ok(Haggled::StartTls) => {
+                let tls = self.options.tls.as_ref().expect("checked when the target was made");
+                let tls = tls.borrow().clone();
+                match tls {
+                    Tls::Certificates(acceptor) => {
+                        let accepted = acceptor.accept(socket).map_err(|error| error.to_string());
+                        self.serve_secured(accepted, handshake, haggling, &tracked).await;
+                    }
+                    Tls::Keys(acceptor) => {
+                        let accepted = acceptor.accept(socket).map_ok(|secured| secured.stream);
+                        let accepted = accepted.map_err(|refused| refused.to_string());
+                        self.serve_secured(accepted, handshake, haggling, &tracked).await;
+                    }
                 }
-                Ok(None) => {}
-                Err(reason) => self.handshake_failed(&reason),
-            },
+            }
             Ok(Haggled::Closed) => {}
             Err(reason) => self.handshake_failed(&reason),
         }
@@ -251,21 +258,21 @@ impl NbdTarget {
         tracing::debug!(reason, "NBD handshake failed");
     }
 
-    /// Upgrades to TLS and goes on with the handshake; `None` if the client then left.
-    async fn secure(
+    /// Waits for TLS, goes on with the handshake inside it, and then with transmission.
+    async fn serve_secured<S: ByteStream>(
         &self,
-        socket: Socket,
+        accepted: impl Future<Output = Result<S, String>>,
         handshake: Handshake,
-        haggling: &mut Haggling,
-    ) -> Result<Option<(TlsStream<Socket>, Negotiated)>, String> {
-        let tls = self.options.tls.as_ref().expect("checked when the target was made");
-        let acceptor = tls.borrow().clone();
-        let accepted = haggling.limited(acceptor.accept(socket)).await?;
-        let mut stream = accepted.map_err(|error| format!("TLS: {error}"))?;
-        match haggling.run(&mut stream, &mut handshake.secured()).await? {
-            Haggled::Agreed(negotiated) => Ok(Some((stream, negotiated))),
-            Haggled::Closed => Ok(None),
-            Haggled::StartTls => unreachable!("refused inside TLS"),
+        mut haggling: Haggling,
+        tracked: &Tracked<'_>,
+    ) {
+        match haggling.secure(accepted, handshake).await {
+            Ok(Some((stream, negotiated))) => {
+                tracked.encrypted();
+                self.transmit(stream, haggling, negotiated, tracked).await;
+            }
+            Ok(None) => {}
+            Err(reason) => self.handshake_failed(&reason),
         }
     }
 
@@ -362,6 +369,21 @@ impl Haggling {
             _ = self.signal.wait_for(|signal| signal.stopping) => Err("node stops".to_owned()),
             () = self.slot.evicted() => Err("too many others came meanwhile".to_owned()),
             () = time::sleep_until(self.deadline) => Err("handshake took too long".to_owned()),
+        }
+    }
+
+    /// Upgrades to TLS and haggles on; `None` if the client then left.
+    async fn secure<S: ByteStream>(
+        &mut self,
+        accepted: impl Future<Output = Result<S, String>>,
+        handshake: Handshake,
+    ) -> Result<Option<(S, Negotiated)>, String> {
+        let accepted = self.limited(accepted).await?;
+        let mut stream = accepted.map_err(|error| format!("TLS: {error}"))?;
+        match self.run(&mut stream, &mut handshake.secured()).await? {
+            Haggled::Agreed(negotiated) => Ok(Some((stream, negotiated))),
+            Haggled::Closed => Ok(None),
+            Haggled::StartTls => unreachable!("refused inside TLS"),
         }
     }
 

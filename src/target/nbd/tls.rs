@@ -1,7 +1,7 @@
 //! TLS for NBD: certificates from files, sessions through rustls. (proto.md, "TLS support")
 //!
-//! TLS 1.2 and 1.3 with X.509. rustls has no pre-shared keys, so `tls-psk` clients cannot
-//! connect: see `docs/decisions/0020-nbd-tls.md`.
+//! TLS 1.2 and 1.3 with X.509. rustls has no pre-shared keys: those go through
+//! [`crate::target::psk`]. See `docs/decisions/0020-nbd-tls.md`.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -19,6 +19,11 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::secret::Hash;
+use crate::secret::named_keys::NamedKeys;
+use crate::target::hkdf::Secret;
+use crate::target::psk::Acceptor;
+use crate::target::psk::Candidate;
 
 /// Where keys and certificates lie. All files are PEM.
 #[derive(Clone, Debug, Default)]
@@ -29,21 +34,37 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// If set, clients must present a certificate signed by one of these.
     pub client_ca: Option<PathBuf>,
-    /// Pre-shared keys; refused if set.
-    pub psk: Option<PathBuf>,
+}
+
+/// What turns connections into TLS sessions.
+#[derive(Clone)]
+pub enum Tls {
+    /// The node shows a certificate, and hosts perhaps too.
+    Certificates(TlsAcceptor),
+    /// Node and hosts have keys. TLS 1.3 alone, and only with who has the key of the name it gives.
+    Keys(Arc<Acceptor>),
+}
+
+impl Tls {
+    /// With these keys.
+    #[must_use]
+    pub fn with_keys(keys: NamedKeys) -> Self {
+        Self::Keys(Arc::new(Acceptor::new(move |name| {
+            // GnuTLS takes SHA-256 with a key; other libraries may take either.
+            let both = [Hash::Sha256, Hash::Sha384];
+            let candidate = |key: &Secret, hash| Candidate { hash, key: key.clone() };
+            keys.get(name)
+                .map(|key| both.map(|hash| candidate(key, hash)).into())
+                .unwrap_or_default()
+        })))
+    }
 }
 
 /// Reads the files and makes what turns a connection into a TLS session.
 ///
 /// # Errors
-/// `InvalidRequest` names the file and what is wrong with it; `Unsupported` if keys are to be
-/// pre-shared.
+/// `InvalidRequest` names the file and what is wrong with it.
 pub fn load(files: &TlsFiles) -> Result<TlsAcceptor> {
-    if files.psk.is_some() {
-        return Err(Error::new(ErrorKind::Unsupported, "set up TLS").context(
-            "pre-shared keys are not supported: use certificates (certificate, key, client_ca)",
-        ));
-    }
     let certificates = certificates(&files.certificate)?;
     let key = PrivateKeyDer::from_pem_file(&files.key)
         .map_err(|error| bad_file("read TLS private key", &files.key).source(error))?;
