@@ -53,6 +53,7 @@ mod event;
 pub mod histogram;
 mod stats;
 mod task;
+mod time;
 
 pub use client::Client;
 pub use client::ClientError;
@@ -80,6 +81,9 @@ pub use task::Task;
 pub use task::TaskKind;
 pub use task::TaskState;
 pub use task::TaskUnit;
+pub use time::format_rfc3339;
+pub use time::parse_rfc3339;
+pub use time::parse_time_of_day;
 
 /// A node, for a first look.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

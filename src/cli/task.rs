@@ -16,6 +16,7 @@ use weft_api::Damage;
 use weft_api::Task;
 use weft_api::TaskState;
 use weft_api::TaskUnit;
+use weft_api::format_rfc3339;
 
 use super::OutputArguments;
 use super::TaskCommand;
@@ -27,7 +28,6 @@ use super::output::Table;
 use super::output::facts;
 use super::output::show;
 use crate::units::format_size;
-use crate::units::format_time;
 
 /// How often a task that is waited for is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -198,7 +198,7 @@ fn task_table(tasks: &[Task]) -> String {
             task.id.clone(),
             task.kind.to_string(),
             task.state.to_string(),
-            format_time(task.started_unix_ms),
+            format_rfc3339(task.started_unix_ms),
             format!("{} %", task.percent()),
             task.eta_s.map(format_duration).unwrap_or_default(),
             task.message.clone(),
@@ -212,10 +212,10 @@ fn task_text(task: &Task) -> String {
         ("task", task.id.clone()),
         ("kind", task.kind.to_string()),
         ("state", task.state.to_string()),
-        ("started", format_time(task.started_unix_ms)),
+        ("started", format_rfc3339(task.started_unix_ms)),
     ];
     if let Some(finished) = task.finished_unix_ms {
-        lines.push(("ended", format_time(finished)));
+        lines.push(("ended", format_rfc3339(finished)));
         let took_s = finished.saturating_sub(task.started_unix_ms) / 1000;
         lines.push(("took", format_duration(took_s)));
     }

@@ -8,6 +8,7 @@ use weft_api::ClientError;
 use weft_api::Connection;
 use weft_api::Event;
 use weft_api::LogLevel;
+use weft_api::format_rfc3339;
 
 use super::ConnectionCommand;
 use super::EventCommand;
@@ -23,7 +24,6 @@ use super::output::print_while_read;
 use super::output::show;
 use super::output::yaml;
 use crate::units::format_size;
-use crate::units::format_time;
 
 /// How often `weft event list --follow` asks for more.
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
@@ -129,7 +129,7 @@ fn event_table(events: &[Event]) -> String {
 
 fn cells(event: &Event) -> [String; 7] {
     [
-        format_time(event.unix_ms),
+        format_rfc3339(event.unix_ms),
         event.severity.name().to_owned(),
         event.kind.clone(),
         event.count.to_string(),

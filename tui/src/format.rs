@@ -1,5 +1,7 @@
 //! Figures as short text, in ASCII on every terminal: at most ten columns each, units included.
 
+use weft_api::format_rfc3339;
+
 /// What stands where there is nothing to show: no request, no latency.
 pub const NOTHING: &str = "-";
 
@@ -103,30 +105,15 @@ pub fn duration(seconds: u64) -> String {
 /// The time of day in UTC: `14:02:03`.
 #[must_use]
 pub fn time_of_day(unix_ms: u64) -> String {
-    let seconds = unix_ms / 1000 % 86_400;
-    format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+    let date_time = date_time(unix_ms);
+    date_time.split_once(' ').map_or(String::new(), |(_, time)| time.to_owned())
 }
 
 /// Date and time in UTC: `2026-11-21 14:02:03`.
 #[must_use]
 pub fn date_time(unix_ms: u64) -> String {
-    let (year, month, day) = date(unix_ms / 86_400_000);
-    format!("{year:04}-{month:02}-{day:02} {}", time_of_day(unix_ms))
-}
-
-/// Year, month and day of a day counted from 1970-01-01, by the Gregorian calendar.
-///
-/// Years begin in March here, so that the leap day is the last one of its year.
-fn date(day: u64) -> (u64, u64, u64) {
-    // Days from 0000-03-01, in eras of 400 years.
-    let day = day + 719_468;
-    let (era, of_era) = (day / 146_097, day % 146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day_of_month = of_year - (153 * month + 2) / 5 + 1;
-    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    (era * 400 + year_of_era + next, month, day_of_month)
+    let text = format_rfc3339(unix_ms).replace('T', " ");
+    text.split_once('.').map_or(String::new(), |(to_the_second, _)| to_the_second.to_owned())
 }
 
 /// A count as a float, for figures people read.

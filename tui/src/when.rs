@@ -2,6 +2,9 @@
 //!
 //! What was written is kept apart from the time it means, which depends on the node's clock.
 
+use weft_api::parse_rfc3339;
+use weft_api::parse_time_of_day;
+
 const MS_PER_DAY: u64 = 86_400_000;
 
 /// A time as it was written.
@@ -24,10 +27,10 @@ impl When {
         let text = text.trim();
         let found = if text == "now" {
             Some(Self::Ago(0))
-        } else if let Some((date, time)) = text.split_once(['T', 't']) {
-            moment(date, time).map(Self::At)
+        } else if text.contains(['T', 't']) {
+            parse_rfc3339(text).map(Self::At)
         } else if text.contains(':') {
-            time_of_day(text).map(Self::TimeOfDay)
+            parse_time_of_day(text).map(Self::TimeOfDay)
         } else {
             seconds(text.strip_suffix("ago").unwrap_or(text)).map(Self::Ago)
         };
@@ -69,65 +72,6 @@ fn seconds(text: &str) -> Option<u64> {
         _ => return None,
     };
     number.parse::<u64>().ok()?.checked_mul(unit)
-}
-
-/// `14:03` or `14:03:20`, in seconds after midnight.
-fn time_of_day(text: &str) -> Option<u64> {
-    let mut parts = text.split(':');
-    let hour = digits(parts.next()?, 2)?;
-    let minute = digits(parts.next()?, 2)?;
-    let second = parts.next().map_or(Some(0), |part| digits(part, 2))?;
-    let fits = parts.next().is_none() && hour < 24 && minute < 60 && second < 60;
-    fits.then_some(hour * 3600 + minute * 60 + second)
-}
-
-/// Date and time by RFC 3339, section 5.6, in UTC and without leap seconds.
-fn moment(date: &str, time: &str) -> Option<u64> {
-    let mut parts = date.split('-');
-    let year = digits(parts.next()?, 4)?;
-    let month = digits(parts.next()?, 2)?;
-    let day = digits(parts.next()?, 2)?;
-    if parts.next().is_some() || year < 1970 || !(1..=12).contains(&month) {
-        return None;
-    }
-    if day == 0 || day > days_of_month(year, month) {
-        return None;
-    }
-    let time = time.strip_suffix(['Z', 'z'])?;
-    let (time, fraction) = time.split_once('.').unwrap_or((time, "0"));
-    if time.len() != "14:03:00".len()
-        || fraction.is_empty()
-        || !fraction.bytes().all(|byte| byte.is_ascii_digit())
-    {
-        return None;
-    }
-    let milliseconds: u64 = format!("{fraction:0<3}").get(..3)?.parse().ok()?;
-    Some(days_since_1970(year, month, day) * MS_PER_DAY + time_of_day(time)? * 1000 + milliseconds)
-}
-
-fn digits(text: &str, count: usize) -> Option<u64> {
-    let plain = text.len() == count && text.bytes().all(|byte| byte.is_ascii_digit());
-    plain.then(|| text.parse().ok()).flatten()
-}
-
-fn is_leap(year: u64) -> bool {
-    year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-}
-
-fn days_of_month(year: u64, month: u64) -> u64 {
-    match month {
-        2 => 28 + u64::from(is_leap(year)),
-        4 | 6 | 9 | 11 => 30,
-        _ => 31,
-    }
-}
-
-/// By the Gregorian calendar; the year is 1970 or later.
-fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
-    let leaps = |year: u64| year / 4 - year / 100 + year / 400;
-    let years = (year - 1970) * 365 + leaps(year - 1) - leaps(1969);
-    let months: u64 = (1..month).map(|month| days_of_month(year, month)).sum();
-    years + months + day - 1
 }
 
 #[cfg(test)]
