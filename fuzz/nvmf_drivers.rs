@@ -195,7 +195,7 @@ impl Host {
                 self.out.begin(agreed);
             }
             Event::Command(sqe, data) => return self.command(sqe, data),
-            Event::Received(sqe, data) => {
+            Event::Received(sqe, data, _) => {
                 if let Sgl::Transport { length } = sqe.sgl() {
                     self.granted -= u64::from(length);
                 }
@@ -247,7 +247,8 @@ impl Host {
             (Ok(Transfer::FromHost(bytes)), Data::Good(_)) if to_grant => {
                 assert!((1..=1 << 20).contains(&bytes), "a grant of {bytes}");
                 self.granted += u64::from(bytes);
-                let tag = self.framing.grant(sqe, bytes);
+                let arrival = self.queue.timing().arrival();
+                let tag = self.framing.grant(sqe, bytes, arrival);
                 self.out.ready_to_transfer(sqe.cid(), tag, bytes);
             }
             (Ok(Transfer::FromHost(bytes)), Data::Good(data))

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
 use tokio::time::sleep;
 use tokio::time::timeout;
 use weft::error::ErrorKind;
@@ -21,6 +22,7 @@ use weft::target::nvmf::tcp::NvmeTcpOptions;
 use weft::volume::Piece;
 use weft::volume::Volume;
 use weft::volume::memory::MemoryVolume;
+use weft_api::Operation;
 
 #[path = "nvmf/host.rs"]
 mod host;
@@ -161,6 +163,31 @@ fn several_transfers_may_be_filled_at_once() {
             host.success(cid).await;
         }
         assert_eq!(host.read(9, 0, 24).await, [7; 3 * 4096]);
+    });
+}
+
+#[test]
+fn the_latency_of_a_write_counts_from_its_command() {
+    run(async {
+        let served = serve(NvmeTcpOptions::default());
+        let (_admin, id, _) = Host::admin(&served, 0).await;
+        let (mut host, _session) = Host::queue(&served, id, 1, 0).await;
+        host.command(&io(WRITE, 1, 0, 8), &[]).await;
+        let r2t = host.next().await;
+        let asked = Instant::now();
+        assert!(host.silent().await);
+        let waited = asked.elapsed();
+        let pdu = host.h2c(1, r2t.u16(2), 0, &[7; 4096], true);
+        host.send(&pdu).await;
+        host.success(1).await;
+        // What was sent before this answer has been counted.
+        assert_eq!(host.read(2, 0, 8).await, [7; 4096]);
+
+        let counted = served.volume.requests().snapshot();
+        let writes = counted.iter().find(|kind| kind.operation == Operation::Write).unwrap();
+        assert_eq!(writes.latency.count(), 1);
+        let waited_ns = u64::try_from(waited.as_nanos()).unwrap();
+        assert!(writes.latency.sum_ns >= waited_ns, "{} < {waited_ns}", writes.latency.sum_ns);
     });
 }
 

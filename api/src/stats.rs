@@ -211,7 +211,8 @@ names! {
 names! {
     /// The parts of a request's way, in their order.
     Stage {
-        /// From its arrival until it is begun; commands wait here when too much is in flight.
+        /// From its arrival until it is begun; commands wait here when too much is in flight, and
+        /// NVMe writes for data that the host was asked for.
         Parse = "parse",
         /// Waiting for requests on the same blocks.
         Lock = "lock",

@@ -198,7 +198,7 @@ impl Evidence {
         match stage {
             Stage::Parse => {
                 "requests wait to be begun: the connection has as much in flight as it \
-                 may, or its thread is busy with others"
+                 may, its thread is busy with others, or a host is slow to send what it writes"
                     .to_owned()
             }
             Stage::Lock => "requests on the same blocks wait for one another".to_owned(),

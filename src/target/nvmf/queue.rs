@@ -324,7 +324,8 @@ impl Queue {
 
     /// Executes a command: completes it at once, or returns the work that will lead there.
     ///
-    /// `data` is what [`Queue::transfer`] said comes from the host; all of it was there at `arrival`.
+    /// `data` is what [`Queue::transfer`] said comes from the host. The command came at `arrival`,
+    /// data that was asked for later.
     pub fn execute(
         &mut self,
         sqe: &Sqe,
@@ -713,7 +714,7 @@ impl Drop for Queue {
     }
 }
 
-/// A command on a volume begins, all of which was there at `arrival`.
+/// A command on a volume begins, which came at `arrival`.
 fn begun(namespaces: &Namespaces, sqe: &Sqe, arrival: Instant) -> Option<Begun> {
     let requests = Arc::clone(namespaces.find(sqe.nsid())?.volume.requests());
     let bytes = io::counted_bytes(namespaces, sqe);

@@ -290,7 +290,9 @@ impl<S: ByteStream> Connection<S> {
                 },
                 Event::Begin(agreed) => self.out.begin(agreed),
                 Event::Command(sqe, data) => self.take_command(sqe, data, cx)?,
-                Event::Received(sqe, data) => self.take_data(&sqe, data, cx),
+                Event::Received(sqe, data, arrival) => {
+                    self.take_data(&sqe, data, arrival, cx);
+                }
                 Event::HostTerminated(status) => return Err(End::HostTerminated(status)),
                 Event::Fatal(fatal) => return Err(End::Broken(fatal)),
             }
@@ -364,7 +366,7 @@ impl<S: ByteStream> Connection<S> {
         self.busy_bytes += u64::from(command.cost_bytes);
         if command.to_grant {
             let cid = command.sqe.cid();
-            let tag = self.framing.grant(command.sqe, command.cost_bytes);
+            let tag = self.framing.grant(command.sqe, command.cost_bytes, command.arrival);
             self.out.ready_to_transfer(cid, tag, command.cost_bytes);
         } else {
             self.execute(&command.sqe, command.data, command.cost_bytes, command.arrival, cx);
@@ -372,11 +374,10 @@ impl<S: ByteStream> Connection<S> {
     }
 
     /// All data of a command has arrived, which is counted already.
-    fn take_data(&mut self, sqe: &Sqe, data: Data, cx: &mut Context<'_>) {
+    fn take_data(&mut self, sqe: &Sqe, data: Data, arrival: Instant, cx: &mut Context<'_>) {
         match data {
             Data::Good(data) => {
                 let cost_bytes = u32::try_from(data.len()).expect("bounded by MDTS");
-                let arrival = self.queue.timing().arrival();
                 self.execute(sqe, data, cost_bytes, arrival, cx);
             }
             Data::Damaged => {

@@ -11,6 +11,7 @@
 //!   last. (NVMe/TCP 1.0, 3.3.2)
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::target::nvmf::identify::IN_CAPSULE_BYTES_MAX;
 use crate::target::nvmf::identify::TRANSFER_BYTES_MAX;
@@ -36,8 +37,8 @@ pub enum Event {
     Begin(Agreed),
     /// A command, with the data of its capsule.
     Command(Sqe, Data),
-    /// All data of a command that a transfer was granted to.
-    Received(Sqe, Data),
+    /// All data of a command that a transfer was granted to, and when the command had come.
+    Received(Sqe, Data, Instant),
     /// The host gives up; close.
     HostTerminated(u16),
     /// The host broke the protocol: terminate the connection.
@@ -56,6 +57,8 @@ pub enum Data {
 /// Data of a command, asked for with an R2T.
 struct Granted {
     sqe: Sqe,
+    /// When the command came.
+    arrival: Instant,
     wanted: usize,
     data: Vec<u8>,
     /// A digest was wrong on the way.
@@ -104,10 +107,12 @@ impl Framing {
         matches!(self.state, State::Header) && self.open == 0
     }
 
-    /// Opens a transfer for the data of a command and returns its tag, for the R2T.
-    pub fn grant(&mut self, sqe: Sqe, length: u32) -> u16 {
+    /// Opens a transfer for the data of a command that came at `arrival`, and returns its tag, for
+    /// the R2T.
+    pub fn grant(&mut self, sqe: Sqe, length: u32, arrival: Instant) -> u16 {
         let wanted = bytes_usize(u64::from(length));
-        let granted = Granted { sqe, wanted, data: Vec::with_capacity(wanted), damaged: false };
+        let data = Vec::with_capacity(wanted);
+        let granted = Granted { sqe, arrival, wanted, data, damaged: false };
         self.open += 1;
         let free = self.granted.iter().position(Option::is_none);
         let index = free.unwrap_or_else(|| {
@@ -287,7 +292,8 @@ impl Framing {
                 }
                 let granted = slot.take().expect("just seen");
                 self.open -= 1;
-                Some(Event::Received(granted.sqe, of(!granted.damaged, granted.data)))
+                let data = of(!granted.damaged, granted.data);
+                Some(Event::Received(granted.sqe, data, granted.arrival))
             }
         }
     }
@@ -302,12 +308,20 @@ fn take<'a>(input: &mut &'a [u8], bytes: usize) -> &'a [u8] {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::OnceLock;
+
     use proptest::prelude::*;
 
     use super::*;
 
     const HEADER_DIGEST: u8 = 1;
     const DATA_DIGEST: u8 = 2;
+
+    /// When every command came.
+    fn at() -> Instant {
+        static AT: OnceLock<Instant> = OnceLock::new();
+        *AT.get_or_init(Instant::now)
+    }
 
     fn ic_req(digests: u8) -> Vec<u8> {
         let mut pdu = vec![0; 128];
@@ -450,8 +464,8 @@ mod tests {
     #[test]
     fn a_transfer_is_filled_in_order_and_ends_with_its_last_flag() {
         let mut framing = begun(DATA_DIGEST);
-        let tag = framing.grant(sqe(3), 12);
-        let other = framing.grant(sqe(4), 4);
+        let tag = framing.grant(sqe(3), 12, at());
+        let other = framing.grant(sqe(4), 4, at());
         assert_ne!(tag, other);
         let stream = [
             h2c(3, tag, 0, &[1; 8], false, DATA_DIGEST),
@@ -460,9 +474,9 @@ mod tests {
         ]
         .concat();
         let mut input = &stream[..];
-        let four = Event::Received(sqe(4), Data::Good(Bytes::from_static(&[9; 4])));
+        let four = Event::Received(sqe(4), Data::Good(Bytes::from_static(&[9; 4])), at());
         assert_eq!(framing.next(&mut input), four);
-        let Event::Received(_, Data::Good(data)) = framing.next(&mut input) else {
+        let Event::Received(_, Data::Good(data), _) = framing.next(&mut input) else {
             panic!("all of it is there");
         };
         assert_eq!(data[..], [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2]);
@@ -470,18 +484,18 @@ mod tests {
         assert_eq!(framing.next(&mut input), Event::NeedBytes);
 
         // The slot is free again; one damaged part spoils the whole.
-        let tag = framing.grant(sqe(5), 8);
+        let tag = framing.grant(sqe(5), 8, at());
         let mut stream = h2c(5, tag, 0, &[1; 4], false, DATA_DIGEST);
         stream[24] ^= 1;
         stream.extend(h2c(5, tag, 4, &[1; 4], true, DATA_DIGEST));
-        assert_eq!(next(&mut framing, &stream), Event::Received(sqe(5), Data::Damaged));
+        assert_eq!(next(&mut framing, &stream), Event::Received(sqe(5), Data::Damaged, at()));
     }
 
     #[test]
     fn data_that_was_not_asked_for_is_fatal() {
         let granted = || {
             let mut framing = begun(0);
-            let tag = framing.grant(sqe(3), 12);
+            let tag = framing.grant(sqe(3), 12, at());
             (framing, tag)
         };
         type Change = fn(u16) -> Vec<u8>;
@@ -521,7 +535,7 @@ mod tests {
     /// All events of a stream that arrives in parts, data received directly if `direct`.
     fn events(stream: &[u8], cut: usize, direct: bool, digests: u8) -> Vec<Event> {
         let mut framing = begun(digests);
-        assert_eq!(framing.grant(sqe(9), 600), 0);
+        assert_eq!(framing.grant(sqe(9), 600, at()), 0);
         let (mut events, mut held) = (Vec::new(), Vec::new());
         for mut part in stream.chunks(cut) {
             if let Some((payload, missing)) = framing.payload_missing().filter(|_| direct) {
@@ -569,7 +583,7 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 0..300), kind in 0..10_u8,
         ) {
             let mut framing = begun(0);
-            framing.grant(sqe(9), 600);
+            framing.grant(sqe(9), 600, at());
             let mut bytes = bytes;
             if let Some(first) = bytes.first_mut() {
                 *first = kind;
