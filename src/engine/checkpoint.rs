@@ -229,10 +229,8 @@ impl Mapper {
     fn choose_metadata_to_move(&mut self) {
         let space = self.engine.pool.geometry.space();
         let mut table = self.engine.pool.table.lock();
-        let closed: Vec<_> = table
-            .iter()
-            .filter(|s| s.entry.metadata && !s.open && s.entry.live_blocks > 0)
-            .collect();
+        let closed: Vec<_> =
+            table.metadata().filter(|s| !s.open && s.entry.live_blocks > 0).collect();
         let usable = self.usable_devices();
         let strips = |segment: &&Segment| segment.strips_in_service(&usable);
         let wanted = usable.iter().filter(|usable| **usable).count();

@@ -65,15 +65,6 @@ pub(super) struct Rebuild {
     done: u64,
 }
 
-/// Segments that could have more strips in service than they have.
-struct Weak {
-    /// The oldest.
-    segment: SegmentId,
-    metadata: bool,
-    /// How many there are.
-    count: u64,
-}
-
 /// A live record on its way to another segment.
 struct Copy {
     layer: Arc<Layer>,
@@ -142,18 +133,22 @@ impl Mapper {
         if self.settled_on.as_ref() == Some(&usable) {
             return Ok(false);
         }
-        let Some(weak) = self.weak_segments(&usable) else {
+        let weak = self.engine.pool.table.lock().weak_segments(&usable);
+        let Some((segment, left)) = weak else {
             self.settled_on = Some(usable);
             self.tell_rebuilt();
             return Ok(false);
         };
-        self.note_rebuild(weak.count);
-        let free = self.engine.pool.table.lock().free_segments(&usable);
+        self.note_rebuild(left);
+        let (free, metadata) = {
+            let table = self.engine.pool.table.lock();
+            let metadata = table.get(segment).is_some_and(|segment| segment.entry.metadata);
+            (table.free_segments(&usable), metadata)
+        };
         if free < self.engine.reserve_segments + 2 {
             self.say_of_rebuild("waits for free segments: trim or delete something");
             return Ok(false);
         }
-        let Weak { segment, metadata, .. } = weak;
         tracing::debug!(
             segment = segment.0,
             metadata,
@@ -204,24 +199,6 @@ impl Mapper {
             task.progress(rebuild.total, rebuild.total);
             task.finish(TaskState::Done, &message);
         }
-    }
-
-    /// The segments with fewer strips in service than they could have; `None` if there are none.
-    fn weak_segments(&self, usable: &[bool]) -> Option<Weak> {
-        let count = usable.iter().filter(|usable| **usable).count();
-        let wanted = count.min(self.engine.pool.geometry.strips());
-        let table = self.engine.pool.table.lock();
-        let weak = table
-            .iter()
-            .filter(|segment| !segment.open && segment.entry.live_blocks > 0)
-            .filter(|segment| segment.strips_in_service(usable) < wanted)
-            .map(|segment| (segment.entry.id, segment.entry.metadata));
-        let (mut oldest, mut count) = (None, 0);
-        for one in weak {
-            oldest = Some(oldest.map_or(one, |oldest: (SegmentId, bool)| oldest.min(one)));
-            count += 1;
-        }
-        oldest.map(|(segment, metadata)| Weak { segment, metadata, count })
     }
 
     /// The closed data segments with the least live bytes: one at least, if there is any.

@@ -23,6 +23,12 @@ use crate::format::table::Place;
 use crate::format::table::SegmentEntry;
 use crate::units::SegmentId;
 
+mod census;
+
+use census::Census;
+use census::Phase;
+pub use census::Redundancy;
+
 /// A segment in memory.
 #[derive(Clone, Debug)]
 pub struct Segment {
@@ -53,54 +59,6 @@ impl Segment {
     }
 }
 
-/// How well the segments with live blocks are protected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Redundancy {
-    /// Fewest strips in service that any of them has; all, if there is none.
-    pub strips_min: usize,
-    /// How many there are.
-    pub segments: u64,
-    /// Of them, with fewer strips in service than they should have.
-    pub degraded: u64,
-}
-
-/// The segments with live blocks, counted by how many of their strips are in service: kept as the
-/// table changes, since a walk over all segments takes too long to be made for each look.
-struct Protection {
-    /// The devices it was counted for.
-    in_service: Vec<bool>,
-    /// By number of strips.
-    segments: Vec<u64>,
-}
-
-impl Protection {
-    fn of<'a>(
-        segments: impl Iterator<Item = &'a Segment>,
-        geometry: Geometry,
-        in_service: &[bool],
-    ) -> Self {
-        let by_strips = vec![0; geometry.strips() + 1];
-        let mut counted = Self { in_service: in_service.to_vec(), segments: by_strips };
-        segments.filter(|segment| segment.entry.live_blocks > 0).for_each(|segment| {
-            counted.count(segment, 1);
-        });
-        counted
-    }
-
-    /// A segment has live blocks now, or has none any more.
-    fn count(&mut self, segment: &Segment, change: i64) {
-        let count = &mut self.segments[segment.strips_in_service(&self.in_service)];
-        *count = count.strict_add_signed(change);
-    }
-
-    fn redundancy(&self) -> Redundancy {
-        let whole = self.segments.len() - 1;
-        let strips_min = self.segments.iter().position(|count| *count > 0).unwrap_or(whole);
-        let degraded = self.segments[..whole].iter().sum();
-        Redundancy { strips_min, segments: degraded + self.segments[whole], degraded }
-    }
-}
-
 /// The table.
 pub struct SegmentTable {
     geometry: Geometry,
@@ -115,8 +73,7 @@ pub struct SegmentTable {
     next_id: u64,
     id_limit: u64,
     live_bytes: u64,
-    /// None until somebody asks.
-    protection: Option<Protection>,
+    census: Census,
 }
 
 impl SegmentTable {
@@ -136,7 +93,7 @@ impl SegmentTable {
             next_id: first_id,
             id_limit: first_id,
             live_bytes: 0,
-            protection: None,
+            census: Census::default(),
         }
     }
 
@@ -171,7 +128,7 @@ impl SegmentTable {
         }
         let segment = Segment { entry, slot, open: false, leases: 0 };
         self.live_bytes += segment.live_bytes();
-        self.protection = None;
+        self.census.came(&segment);
         self.segments.insert(segment.entry.id, segment);
         Ok(())
     }
@@ -180,7 +137,7 @@ impl SegmentTable {
     pub fn unload(&mut self, id: SegmentId) {
         let Some(segment) = self.segments.remove(&id) else { return };
         self.live_bytes -= segment.live_bytes();
-        self.protection = None;
+        self.census.went(&segment);
         for place in segment.entry.places.iter().flatten() {
             let device = usize::from(place.device);
             if self.regions_total.get(device).is_some_and(|total| *total > 0) {
@@ -191,7 +148,7 @@ impl SegmentTable {
 
     /// Makes every strip on `device` absent: a blank device took its place.
     pub fn strip_device(&mut self, device: usize) {
-        self.protection = None;
+        self.census.strips_changed();
         for segment in self.segments.values_mut() {
             for place in &mut segment.entry.places {
                 let Some(lost) = place.filter(|place| usize::from(place.device) == device) else {
@@ -258,7 +215,9 @@ impl SegmentTable {
             places,
         };
         let slot = (!metadata).then(|| self.take_slot(id));
-        self.segments.insert(id, Segment { entry, slot, open: true, leases: 0 });
+        let segment = Segment { entry, slot, open: true, leases: 0 };
+        self.census.came(&segment);
+        self.segments.insert(id, segment);
         Some(id)
     }
 
@@ -325,13 +284,23 @@ impl SegmentTable {
         self.segments.values()
     }
 
+    /// The metadata segments, in order of id.
+    pub fn metadata(&self) -> impl Iterator<Item = &Segment> {
+        self.census.metadata().iter().map(|id| &self.segments[id])
+    }
+
     /// How well the segments with live blocks are protected.
     #[must_use]
     pub fn redundancy(&mut self, in_service: &[bool]) -> Redundancy {
-        let counted = self.protection.take().filter(|counted| counted.in_service == in_service);
-        let counted = counted
-            .unwrap_or_else(|| Protection::of(self.segments.values(), self.geometry, in_service));
-        self.protection.insert(counted).redundancy()
+        self.census.redundancy(self.segments.values(), self.geometry, in_service)
+    }
+
+    /// The closed segments with live blocks that have fewer strips on the `usable` devices than
+    /// they could: the oldest, and how many there are.
+    #[must_use]
+    pub fn weak_segments(&mut self, usable: &[bool]) -> Option<(SegmentId, u64)> {
+        let weak = self.census.weak(self.segments.values(), self.geometry, usable);
+        weak.first().map(|oldest| (*oldest, weak.len() as u64))
     }
 
     /// Estimate of the bytes that live blocks occupy.
@@ -343,20 +312,17 @@ impl SegmentTable {
     /// Segments that are empty but not yet free.
     #[must_use]
     pub fn empty_segments(&self) -> usize {
-        self.pending_free.len() + self.segments.values().filter(|s| is_empty(s)).count()
+        self.pending_free.len() + self.census.empty().len()
     }
 
     fn change(&mut self, id: SegmentId, change: impl FnOnce(&mut Segment)) {
         let Some(segment) = self.segments.get_mut(&id) else {
             panic!("segment {id} is referred to but not in the table");
         };
-        let (bytes_before, lived) = (segment.live_bytes(), segment.entry.live_blocks > 0);
+        let (bytes_before, before) = (segment.live_bytes(), Phase::of(segment));
         change(segment);
         self.live_bytes = self.live_bytes - bytes_before + segment.live_bytes();
-        let lives = segment.entry.live_blocks > 0;
-        if let Some(protection) = self.protection.as_mut().filter(|_| lives != lived) {
-            protection.count(segment, if lives { 1 } else { -1 });
-        }
+        self.census.changed(segment, before);
         if let Some(slot) = segment.slot {
             self.dirty_pages.insert(slot / PAGE_ENTRIES);
         }
@@ -411,11 +377,9 @@ impl SegmentTable {
     /// Takes segments without a live block out of the table, to be freed once a checkpoint that
     /// does not name them is durable.
     pub fn retire_empty(&mut self) {
-        let mut empty: Vec<SegmentId> =
-            self.segments.values().filter(|s| is_empty(s)).map(|s| s.entry.id).collect();
-        empty.sort_unstable();
-        for id in empty {
-            let Some(segment) = self.segments.remove(&id) else { continue };
+        while let Some(id) = self.census.empty().first() {
+            let segment = self.segments.remove(id).expect("counted while it is in the table");
+            self.census.went(&segment);
             if let Some(slot) = segment.slot {
                 self.slots[slot] = None;
                 self.free_slots.insert(slot);
@@ -478,15 +442,8 @@ impl SegmentTable {
     /// Entries of the metadata segments, for the checkpoint root.
     #[must_use]
     pub fn metadata_entries(&self) -> Vec<SegmentEntry> {
-        let metadata = self.segments.values().filter(|segment| segment.entry.metadata);
-        let mut entries: Vec<_> = metadata.map(|segment| segment.entry.clone()).collect();
-        entries.sort_by_key(|entry| entry.id);
-        entries
+        self.metadata().map(|segment| segment.entry.clone()).collect()
     }
-}
-
-fn is_empty(segment: &Segment) -> bool {
-    !segment.open && segment.entry.live_blocks == 0
 }
 
 #[cfg(test)]
@@ -553,7 +510,8 @@ mod tests {
     /// What changes a table, and who looks at it.
     #[derive(Clone, Debug)]
     enum Step {
-        Allocate { usable: [bool; 6] },
+        Allocate { metadata: bool, usable: [bool; 6] },
+        Close { segment: usize },
         Live { segment: usize, blocks: u64 },
         Dead { segment: usize },
         Retire,
@@ -564,7 +522,9 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         let mostly = || proptest::array::uniform6(proptest::bool::weighted(0.9));
         prop_oneof![
-            4 => mostly().prop_map(|usable| Step::Allocate { usable }),
+            4 => (any::<bool>(), mostly())
+                .prop_map(|(metadata, usable)| Step::Allocate { metadata, usable }),
+            4 => (0..20_usize).prop_map(|segment| Step::Close { segment }),
             4 => (0..20_usize, 0..3_u64)
                 .prop_map(|(segment, blocks)| Step::Live { segment, blocks }),
             2 => (0..20_usize).prop_map(|segment| Step::Dead { segment }),
@@ -584,9 +544,18 @@ mod tests {
         }
     }
 
+    fn weak_by_walking(table: &SegmentTable, usable: &[bool]) -> Option<(SegmentId, u64)> {
+        let wanted = usable.iter().filter(|usable| **usable).count().min(6);
+        let weak = |s: &&Segment| {
+            !s.open && s.entry.live_blocks > 0 && s.strips_in_service(usable) < wanted
+        };
+        let weak: Vec<_> = table.iter().filter(weak).map(|segment| segment.entry.id).collect();
+        weak.iter().min().map(|oldest| (*oldest, weak.len() as u64))
+    }
+
     proptest! {
         #[test]
-        fn redundancy_is_what_a_walk_would_find(steps in vec(step(), 1..60)) {
+        fn what_is_counted_is_what_a_walk_would_find(steps in vec(step(), 1..60)) {
             let mut table = SegmentTable::new(table().geometry, vec![12; 6], 1);
             table.extend_ids(100);
             let mut in_service = [true; 6];
@@ -597,8 +566,11 @@ mod tests {
                     ids.get(segment).copied()
                 };
                 match step {
-                    Step::Allocate { usable } => {
-                        if let Some(id) = table.allocate(false, &usable) {
+                    Step::Allocate { metadata, usable } => {
+                        table.allocate(metadata, &usable);
+                    }
+                    Step::Close { segment } => {
+                        if let Some(id) = some(&table, segment) {
                             table.close(id);
                         }
                     }
@@ -621,6 +593,17 @@ mod tests {
                     Step::Look { in_service: seen } => in_service = seen,
                 }
                 prop_assert_eq!(table.redundancy(&in_service), by_walking(&table, &in_service));
+                prop_assert_eq!(
+                    table.weak_segments(&in_service),
+                    weak_by_walking(&table, &in_service)
+                );
+                let is_empty = |s: &&Segment| !s.open && s.entry.live_blocks == 0;
+                let empty = table.iter().filter(is_empty).count() + table.retired();
+                prop_assert_eq!(table.empty_segments(), empty);
+                let mut metadata: Vec<_> = table.iter().filter(|s| s.entry.metadata).collect();
+                metadata.sort_unstable_by_key(|segment| segment.entry.id);
+                let ids = |s: &Segment| s.entry.id;
+                prop_assert!(table.metadata().map(ids).eq(metadata.into_iter().map(ids)));
             }
         }
     }
