@@ -90,7 +90,7 @@ kinds! {
     HOST_ADDED = "host-added", Info, "";
     /// A host may not any more.
     HOST_REMOVED = "host-removed", Info, "";
-    /// A host that was never added tried to connect.
+    /// A host that was never added, or that gives no valid name, tried to connect.
     HOST_REFUSED = "host-refused", Warning, "`weft host add NQN` lets it in, with --tls-key-file if it encrypts";
     /// A host did not prove that it has its key, or does not believe that we have ours.
     HOST_AUTHENTICATION_FAILED = "host-authentication-failed", Warning,

@@ -74,7 +74,7 @@ pub fn connect(
     if sqe.u16(40) != 0 {
         return Err(refused(Status::CONNECT_FORMAT));
     }
-    let data = decode(data)?;
+    let data = decode(data, from)?;
     let (qid, entries) = (sqe.u16(42), sqe.u16(44));
     let entries_max = if qid == 0 { ADMIN_QUEUE_ENTRIES_MAX } else { IO_QUEUE_ENTRIES_MAX };
     if entries == 0 || entries > entries_max {
@@ -87,9 +87,7 @@ pub fn connect(
     };
     // The discovery log is for all; it names the subsystem only to hosts that are let in.
     if kind == Kind::Io && !subsystem.admits(data.host_nqn, from) {
-        // One subject, whatever name they give: a flood of strangers is one event.
-        let message = format_args!("{} may not connect from {from}", data.host_nqn);
-        event::raise(event::HOST_REFUSED, "nvme-tcp", message);
+        tell_of_stranger(format_args!("{} may not connect from {from}", data.host_nqn));
         let (status, result) = (Status::CONNECT_INVALID_HOST, in_data(DATA_HOST_NQN).result);
         return Err(Refused { status, result });
     }
@@ -172,17 +170,23 @@ fn io_queue(
     Ok(controller)
 }
 
-fn decode(data: &[u8]) -> Result<Data<'_>, Refused> {
+fn decode(data: &[u8], from: IpAddr) -> Result<Data<'_>, Refused> {
     let part =
         |from: usize, to: usize| data.get(from..to).ok_or(refused(Status::SGL_LENGTH_INVALID));
     let host_id = part(0, 16)?.try_into().expect("16 bytes");
     let controller_id = u16::from_le_bytes(part(16, 18)?.try_into().expect("2 bytes"));
-    Ok(Data {
-        host_id,
-        controller_id,
-        subsystem_nqn: nqn(part(256, 512)?).ok_or(in_data(DATA_SUBSYSTEM_NQN))?,
-        host_nqn: nqn(part(512, 768)?).ok_or(in_data(DATA_HOST_NQN))?,
-    })
+    let subsystem_nqn = nqn(part(256, 512)?).ok_or(in_data(DATA_SUBSYSTEM_NQN))?;
+    let Some(host_nqn) = nqn(part(512, 768)?) else {
+        tell_of_stranger(format_args!("a host at {from} gives no valid name: set its host NQN"));
+        return Err(in_data(DATA_HOST_NQN));
+    };
+    Ok(Data { host_id, controller_id, subsystem_nqn, host_nqn })
+}
+
+/// Tells the operator of a host that is not let in. One subject, whatever name it gives: a flood of
+/// strangers is one event.
+fn tell_of_stranger(message: fmt::Arguments<'_>) {
+    event::raise(event::HOST_REFUSED, "nvme-tcp", message);
 }
 
 /// A name, ended by a zero.
@@ -295,6 +299,23 @@ mod tests {
             if let Err(refused) = made {
                 assert_eq!(refused.status, Status::CONNECT_INVALID_HOST);
             }
+        }
+    }
+
+    #[test]
+    fn the_operator_hears_of_a_host_without_a_valid_name() {
+        let subsystem = subsystem();
+        for name in ["", "host"] {
+            let data = data(0xffff, subsystem.nqn(), name);
+            // Of this event the last message is kept, and other tests raise it as well.
+            let heard = (0..100).any(|_| {
+                assert!(connect(&subsystem, &sqe(0, 31), &data).is_err());
+                let mut events = event::after(0).into_iter();
+                events.any(|event| {
+                    event.kind == event::HOST_REFUSED.name && event.message.contains("valid name")
+                })
+            });
+            assert!(heard, "{name:?}");
         }
     }
 
