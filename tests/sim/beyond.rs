@@ -2,10 +2,15 @@
 
 use std::ops::ControlFlow;
 
+use weft::device::sim::SimDisk;
 use weft::env::sim::Choose;
 use weft::format::PodId;
 use weft::format::batch::BatchHeader;
 use weft::format::superblock::JOURNAL_OFFSET;
+use weft::format::superblock::SLOT_OFFSETS;
+use weft::format::superblock::SUPERBLOCK_BYTES;
+use weft::format::superblock::Superblock;
+use weft::units::Lsn;
 
 use crate::world::LIFE_MAX;
 use crate::world::World;
@@ -30,18 +35,23 @@ impl World {
         let pod = PodId(*self.pod.get().as_bytes());
         let journal_bytes = self.swarm.journal_bytes;
         let mut batches = Vec::new();
+        let mut durable = Lsn::default();
         for disk in &self.disks {
+            // What a disk without a superblock proves nobody can read: it is no device of the pod.
+            let proves = has_superblock(disk);
             let mut ring = vec![0; journal_bytes as usize];
             disk.peek(JOURNAL_OFFSET, &mut ring);
             for at in (0..journal_bytes).step_by(BATCH_ALIGN as usize) {
                 let Ok(header) = BatchHeader::decode(&ring[at as usize..], pod) else { continue };
                 let in_place = header.position % journal_bytes == at;
                 if in_place && header.body(&ring[at as usize..]).is_ok() {
+                    if proves {
+                        durable = durable.max(header.durable_lsn);
+                    }
                     batches.push(header);
                 }
             }
         }
-        let durable = batches.iter().map(|batch| batch.durable_lsn).max().unwrap_or_default();
         let lost = batches.iter().filter(|batch| batch.next_lsn().0 <= durable.0 + 1);
         let Some(lost) = lost.max_by_key(|batch| batch.first_lsn).copied() else { return Ok(()) };
         let offset = JOURNAL_OFFSET + lost.position % journal_bytes;
@@ -79,4 +89,12 @@ impl World {
             Err(stalled) => Err(format!("open with {away} devices away: {stalled}")),
         }
     }
+}
+
+fn has_superblock(disk: &SimDisk) -> bool {
+    SLOT_OFFSETS.into_iter().any(|offset| {
+        let mut slot = vec![0; SUPERBLOCK_BYTES];
+        disk.peek(offset, &mut slot);
+        Superblock::decode(&slot).is_ok()
+    })
 }
