@@ -268,7 +268,14 @@ impl Model {
         self.check(begun, first, bytes)?;
         for (at, data) in bytes.chunks(SECTOR).enumerate() {
             let sector = first + at as u64;
-            let id = self.value_of(begun, sector, data)?;
+            let mut id = self.value_of(begun, sector, data)?;
+            if self.writes[&id].zero {
+                // Zeroes do not say whose they are. Were they put down to the oldest that is
+                // possible, what that one overwrote would later seem to have come back.
+                let possible = self.allowed(begun, sector).into_iter();
+                let zeroes = possible.filter(|candidate| self.writes[candidate].zero);
+                id = zeroes.max_by_key(|zero| self.writes[zero].issued).unwrap_or(id);
+            }
             self.sectors[sector as usize] = vec![id];
             self.retired[sector as usize].clear();
         }
