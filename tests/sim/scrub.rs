@@ -31,6 +31,8 @@ use crate::world::text;
 const NO_LIMIT: u64 = 1 << 40;
 /// How often a scrub is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Rows are mapped within this time once they are written: devices are done within milliseconds.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Redundancy is back within this time, if there is room.
 const REBUILD_MAX: Duration = Duration::from_secs(60);
 
@@ -158,6 +160,9 @@ impl World {
             self.check_units(&units).map_err(|what| format!("{what} after {ended:?}"))?;
         }
         self.repair();
+        // Rows written meanwhile, and lost, that no map names yet: the next scrub is to cover them,
+        // and plans only for what is live when it begins.
+        env.sleep(SETTLE).await;
         Ok(())
     }
 
