@@ -55,6 +55,8 @@ pub enum Bug {
     DroppedBeforeMapped,
     /// The records of an entry become visible one by one.
     VisibleByHalves,
+    /// A small read is looked up in two parts if it crosses a multiple of 1 MiB.
+    ReadCut,
     /// Overlapping requests run at once.
     RangeUnlocked,
     /// Reclaim moves records that are not live.
@@ -87,7 +89,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 39] = [
         Self::AckedAtSubmit,
         Self::AckedOnTooFew,
         Self::JournalNotDurable,
@@ -112,6 +114,7 @@ impl Bug {
         Self::MinorityOpens,
         Self::DroppedBeforeMapped,
         Self::VisibleByHalves,
+        Self::ReadCut,
         Self::RangeUnlocked,
         Self::DeadMoved,
         Self::MovedReadAsZero,

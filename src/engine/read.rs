@@ -103,6 +103,15 @@ thread_local! {
         const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
+/// How many of the `blocks` from `lba` on are planned together: all of them if one plan may hold so
+/// many, wherever they lie, as a read of up to the atomic size must not be cut.
+fn blocks_planned_at(lba: u64, blocks: u64) -> u64 {
+    if blocks <= PLAN_BLOCKS_MAX && !planted(Bug::ReadCut) {
+        return blocks;
+    }
+    blocks.min(PLAN_BLOCKS_MAX - lba % PLAN_BLOCKS_MAX)
+}
+
 impl Engine {
     /// Answers from RAM alone: hands every piece to `take` in order and returns true; or returns
     /// false having handed over nothing.
@@ -146,7 +155,7 @@ impl Engine {
         let end = lba.0 + blocks;
         let mut at = lba.0;
         while at < end {
-            let count = (end - at).min(PLAN_BLOCKS_MAX - at % PLAN_BLOCKS_MAX);
+            let count = blocks_planned_at(at, end - at);
             self.read_planned(layer, Lba(at), count, &mut pieces).await?;
             at += count;
         }

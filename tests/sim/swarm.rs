@@ -23,6 +23,8 @@ pub struct Swarm {
     /// Hosts use windows of so many sectors, spread over the volume so that maps have depth.
     pub window_sectors: u64,
     pub windows: u64,
+    /// Bytes by which windows lie later than they would otherwise.
+    window_shift: u64,
     pub hosts: usize,
     pub operations: u64,
     pub lives: usize,
@@ -96,8 +98,25 @@ fn shuffled(devices: usize, rng: &SeededRng) -> Vec<usize> {
     all
 }
 
+/// Mixed into the seed of [`window_shift`]; any number would do, and with this one the seeds of
+/// seeds.txt, which are older, draw what they always did.
+const SHIFT_SEED: u64 = 54;
+
+/// For every other seed, puts a multiple of 1 MiB, where long reads are cut, or of 2 MiB, where a
+/// leaf of the map ends, into each window, mostly near its beginning: hot blocks lie there. Drawn
+/// apart from all else.
+fn window_shift(seed: u64, window_sectors: u64) -> u64 {
+    let rng = SeededRng::new(seed ^ SHIFT_SEED);
+    if !rng.chance(500_000) {
+        return 0;
+    }
+    let edge = (1 + rng.below(2)) << 20;
+    let near = if rng.chance(700_000) { 5 } else { window_sectors / 8 - 1 };
+    edge - (1 + rng.below(near)) * 4096
+}
+
 impl Swarm {
-    pub fn draw(rng: &SeededRng) -> Self {
+    pub fn draw(seed: u64, rng: &SeededRng) -> Self {
         let (devices, data, parity) = GEOMETRIES[rng.below(6) as usize];
         let chance = |percent: u32| rng.chance(percent * 10_000);
         let mut faulty = shuffled(devices, rng);
@@ -122,6 +141,7 @@ impl Swarm {
             Load::Fill => (100 + rng.below(200)) / hosts as u64,
             Load::Mixed | Load::Hot => 5 + rng.below(75),
         };
+        let window_sectors = if scattered { 64 } else { 1024 };
         // 64 strips of 64 KiB, the superblocks and the largest ring.
         let smallest = (6 << 20) + 65536;
         Self {
@@ -135,12 +155,13 @@ impl Swarm {
             },
             // Any multiple of 4096; that of a batch's place decides which devices it goes to.
             journal_bytes: (1 << 20) + rng.below(8) * 4096,
-            window_sectors: if scattered { 64 } else { 1024 },
+            window_sectors,
             windows: match (full, scattered) {
                 (true, _) => 16,
                 (_, true) => 64,
                 (false, false) => 4,
             },
+            window_shift: window_shift(seed, window_sectors),
             hosts,
             operations,
             lives: 2 + rng.below(4) as usize,
@@ -201,12 +222,14 @@ impl Swarm {
     /// Where a sector that hosts use lies in the volume.
     pub fn offset_of(&self, sector: u64) -> u64 {
         let within = sector % self.window_sectors * SECTOR as u64;
-        sector / self.window_sectors * self.window_stride() + within
+        sector / self.window_sectors * self.window_stride() + self.window_shift + within
     }
 
     /// The sectors that hosts use in a range of bytes.
     pub fn sectors_in(&self, bytes: Range<u64>) -> impl Iterator<Item = u64> {
         let (stride, sectors) = (self.window_stride(), self.window_sectors);
+        let shifted = |offset: u64| offset.saturating_sub(self.window_shift);
+        let bytes = shifted(bytes.start)..shifted(bytes.end);
         let windows = bytes.start / stride..bytes.end.div_ceil(stride).min(self.windows);
         windows.flat_map(move |window| {
             let sector =

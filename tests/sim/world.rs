@@ -107,7 +107,7 @@ pub fn text(error: &Error) -> String {
 impl World {
     pub fn new(seed: u64) -> Self {
         let rng = SeededRng::new(seed);
-        let mut swarm = Swarm::draw(&rng);
+        let mut swarm = Swarm::draw(seed, &rng);
         let script = Script::draw(seed);
         script.into_iter().for_each(|script| swarm.suit(script, &rng));
         let disks: Vec<SimDisk> = (0..swarm.devices)
