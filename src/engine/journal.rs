@@ -140,6 +140,8 @@ struct State {
     kick_scheduled: bool,
     closing: bool,
     failed: Option<Error>,
+    /// Why the tail has not moved for so long that waiting for room makes no sense.
+    stuck: Option<Error>,
 }
 
 /// See the module.
@@ -175,6 +177,7 @@ impl Journal {
                 kick_scheduled: false,
                 closing: false,
                 failed: None,
+                stuck: None,
             }),
             seal: Mutex::new(()),
             completion: Mutex::new(()),
@@ -224,6 +227,15 @@ impl Journal {
         self.room.notify_waiters();
     }
 
+    /// Says why no checkpoint can be written, or that they can be again. Meanwhile entries are
+    /// accepted as long as there is room, but none waits for it.
+    pub(super) fn set_stuck(&self, reason: Option<&Error>) {
+        self.state.lock().stuck = reason.map(Error::duplicate);
+        if reason.is_some() {
+            self.room.notify_waiters();
+        }
+    }
+
     /// Refuses new entries from now on.
     pub(super) fn close(&self) {
         self.state.lock().closing = true;
@@ -243,6 +255,16 @@ impl State {
             return Some(error.duplicate());
         }
         self.closing.then(|| Error::new(ErrorKind::ShuttingDown, "append to journal"))
+    }
+
+    /// Why an entry for which there is no room is not to wait for it.
+    fn no_room_to_come(&self) -> Option<Error> {
+        let reason = self.stuck.as_ref()?;
+        Some(
+            Error::new(reason.kind(), "append to journal")
+                .context("it is full, and what is in it cannot be moved to segments")
+                .source(reason.duplicate()),
+        )
     }
 
     /// Stamps an entry and puts it into the open batch.
@@ -293,6 +315,10 @@ impl Engine {
     /// # Durability
     /// On `Ok` the entry is on stable storage of m+1 devices.
     ///
+    /// # Errors
+    /// `ShuttingDown`, or why the journal takes nothing: what made it fail, or, if it is full, what
+    /// has kept it from being emptied for a while.
+    ///
     /// # Cancellation
     /// Dropped before it was accepted, nothing happens; after, it becomes durable or fails whole.
     pub(super) async fn append(self: &Arc<Self>, entry: NewEntry) -> Result<Lsn> {
@@ -319,6 +345,9 @@ impl Engine {
                         self.schedule_kick();
                     }
                     break receiver;
+                }
+                if let Some(error) = state.no_room_to_come() {
+                    return Err(error);
                 }
             }
             self.wake_mapper();

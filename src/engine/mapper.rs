@@ -48,6 +48,9 @@ const RECORDS_BETWEEN_YIELDS: usize = 64;
 const TICK: Duration = Duration::from_millis(500);
 /// How long it waits after a failure before it tries again.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// When nothing has succeeded for this long, who waits for room in the journal is told why. Longer
+/// than a device may take before it is given up.
+const STUCK_AFTER: Duration = Duration::from_secs(10);
 /// A checkpoint is made after this long with changes.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -108,6 +111,8 @@ pub(super) struct Mapper {
     pub(super) host_segments: u64,
     /// Segments that the last checkpoint itself left empty: what it wrote replaced them.
     pub(super) left_empty: usize,
+    /// Since when nothing has succeeded.
+    failing_since: Option<Duration>,
 }
 
 impl Mapper {
@@ -133,6 +138,7 @@ impl Mapper {
             gained_best: None,
             host_segments: 0,
             left_empty: 0,
+            failing_since: None,
         }
     }
 
@@ -143,23 +149,39 @@ impl Mapper {
             if !self.has_work() && !self.evacuating {
                 let _ = timeout(&engine.env, TICK, engine.wake.notified()).await;
             }
-            if let Err(error) = self.work().await {
-                self.report(&error);
-                // Without room here the door must say so, rather than let writers wait.
-                if error.kind() == ErrorKind::NoSpace {
-                    self.give_up_reclaim();
-                }
-                self.publish_space();
-                self.engine.env.sleep(RETRY_AFTER).await;
-                self.engine.pool.members.iter().for_each(|member| member.may_have_room());
+            match self.work().await {
+                Ok(()) => self.works(),
+                Err(error) => self.failed(&error).await,
             }
-            self.publish_space();
         }
         let result = self.finish().await;
         if let Err(error) = &result {
             self.report(error);
         }
         self.engine.stopped.send_replace(Some(result.map_err(|error| error.duplicate())));
+    }
+
+    fn works(&mut self) {
+        if self.failing_since.take().is_some() {
+            self.engine.journal.set_stuck(None);
+        }
+        self.publish_space();
+    }
+
+    /// Waits before the next try. Until one succeeds the door stays as it is now.
+    async fn failed(&mut self, error: &Error) {
+        self.report(error);
+        // Without room here the door must say so, rather than let writers wait.
+        if error.kind() == ErrorKind::NoSpace {
+            self.give_up_reclaim();
+        }
+        self.publish_space();
+        let now = self.engine.env.now();
+        if now.saturating_sub(*self.failing_since.get_or_insert(now)) >= STUCK_AFTER {
+            self.engine.journal.set_stuck(Some(error));
+        }
+        self.engine.env.sleep(RETRY_AFTER).await;
+        self.engine.pool.members.iter().for_each(|member| member.may_have_room());
     }
 
     fn report(&self, error: &Error) {

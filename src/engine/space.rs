@@ -41,6 +41,16 @@ pub struct Promise {
     bytes: u64,
 }
 
+impl Promise {
+    /// Takes `bytes` of this promise into one of their own.
+    #[must_use]
+    pub fn split(&mut self, bytes: u64) -> Self {
+        assert!(bytes <= self.bytes, "no more is taken than is there");
+        self.bytes -= bytes;
+        Self { space: Arc::clone(&self.space), bytes }
+    }
+}
+
 impl Drop for Promise {
     fn drop(&mut self) {
         self.space.promised_bytes.fetch_sub(self.bytes, Ordering::AcqRel);

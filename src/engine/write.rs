@@ -1,6 +1,7 @@
 //! The way in: bytes to records, room promised, appended to the journal.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -17,6 +18,7 @@ use super::record::zero_header;
 use super::space::Admission;
 use super::space::Promise;
 use crate::codec::compress::is_zero;
+use crate::env::timeout;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -33,6 +35,9 @@ use crate::units::bytes_u64;
 /// Largest write that is all or nothing: the pod's atomic write size.
 pub const ATOMIC_WRITE_BYTES: u64 = 64 << 10;
 const ATOMIC_WRITE_BLOCKS: u64 = ATOMIC_WRITE_BYTES / BLOCK_BYTES_U64;
+
+/// Who waits for room asks again after this long, whatever has changed.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// What a request to zero a range comes to.
 pub struct ZeroRange {
@@ -63,26 +68,31 @@ impl Engine {
         data: &[u8],
     ) -> Result<()> {
         assert!(data.len().is_multiple_of(BLOCK_BYTES));
-        let mut appends = Vec::new();
-        for (lba, part) in atomic_parts(lba, data) {
-            let mut records = Vec::new();
-            timed_now(&self.env, Stage::Compress, || {
-                for (lba, chunk) in chunks(lba, part) {
-                    push_blocks(lba, chunk, &mut records);
-                }
-            });
-            let records = timed(&self.env, Stage::Space, self.promise_all(records)).await?;
-            let entry =
-                NewEntry { layer: Some(Arc::clone(layer)), records, hold: Some(Arc::clone(&hold)) };
-            appends.push(self.append(entry));
+        if is_one_entry(data) {
+            return self.write_part(layer, hold, lba, data).await;
         }
+        // Side by side: one that waits for room must not keep what others were promised.
+        let part = |(lba, part)| self.write_part(layer, Arc::clone(&hold), lba, part);
+        let parts: Vec<_> = split_at_multiples(lba, data, ATOMIC_WRITE_BLOCKS).map(part).collect();
         drop(hold);
-        if appends.len() == 1 {
-            timed(&self.env, Stage::Journal, appends.remove(0)).await?;
-        } else {
-            timed(&self.env, Stage::Journal, try_join_all(appends)).await?;
-        }
-        Ok(())
+        try_join_all(parts).await.map(drop)
+    }
+
+    /// Writes whole blocks as one entry.
+    async fn write_part(
+        self: &Arc<Self>,
+        layer: &Arc<Layer>,
+        hold: Arc<RangeGuard>,
+        lba: Lba,
+        data: &[u8],
+    ) -> Result<()> {
+        let mut records = Vec::new();
+        timed_now(&self.env, Stage::Compress, || {
+            for (lba, chunk) in chunks(lba, data) {
+                push_blocks(lba, chunk, &mut records);
+            }
+        });
+        self.append_promised(layer, hold, records).await
     }
 
     /// Makes blocks zero, whatever their number, in one entry with the blocks at the ends that
@@ -105,22 +115,36 @@ impl Engine {
             let header = zero_header(range.lba, range.blocks, range.keep_allocated);
             records.push((header, Bytes::new()));
         }
+        self.append_promised(layer, hold, records).await
+    }
+
+    /// Gets room for `records`, then appends them as one entry.
+    async fn append_promised(
+        self: &Arc<Self>,
+        layer: &Arc<Layer>,
+        hold: Arc<RangeGuard>,
+        records: Vec<(RecordHeader, Bytes)>,
+    ) -> Result<()> {
         let records = timed(&self.env, Stage::Space, self.promise_all(records)).await?;
         let entry = NewEntry { layer: Some(Arc::clone(layer)), records, hold: Some(hold) };
         timed(&self.env, Stage::Journal, self.append(entry)).await.map(drop)
     }
 
-    /// Gets room for every record that will occupy any.
+    /// Gets room for every record that will occupy any: for all at once, as entries that each hold
+    /// a part could wait for one another.
     async fn promise_all(&self, records: Vec<(RecordHeader, Bytes)>) -> Result<Vec<NewRecord>> {
-        let mut promised = Vec::with_capacity(records.len());
-        for (header, payload) in records {
-            let promise = match header.kind {
-                RecordKind::Data => Some(self.promise(header.stride()).await?),
-                _ => None,
-            };
-            promised.push(NewRecord { header, payload, promise });
-        }
-        Ok(promised)
+        let occupied = |header: &RecordHeader| match header.kind {
+            RecordKind::Data => header.stride(),
+            _ => 0,
+        };
+        let bytes = records.iter().map(|(header, _)| occupied(header)).sum();
+        let mut promise = if bytes > 0 { Some(self.promise(bytes).await?) } else { None };
+        let promised = records.into_iter().map(|(header, payload)| {
+            let bytes = occupied(&header);
+            let promise = promise.as_mut().filter(|_| bytes > 0).map(|all| all.split(bytes));
+            NewRecord { header, payload, promise }
+        });
+        Ok(promised.collect())
     }
 
     async fn promise(&self, bytes: u64) -> Result<Promise> {
@@ -134,7 +158,8 @@ impl Engine {
                         return Err(error);
                     }
                     self.wake_mapper();
-                    changed.await;
+                    // What another asked for and did not get may have been in the way just then.
+                    let _ = timeout(&self.env, ASK_AGAIN_AFTER, changed).await;
                 }
                 Admission::Full => return Err(self.no_room()),
             }
@@ -156,11 +181,10 @@ impl Engine {
     }
 }
 
-/// One part for a write of up to the atomic size, else parts that end on its multiples.
-fn atomic_parts(lba: Lba, data: &[u8]) -> impl Iterator<Item = (Lba, &[u8])> {
-    // An unaligned request was widened to whole blocks and is still one request.
-    let whole = bytes_u64(data.len()) <= ATOMIC_WRITE_BYTES + BLOCK_BYTES_U64;
-    split_at_multiples(lba, data, if whole { u64::MAX } else { ATOMIC_WRITE_BLOCKS })
+/// Whether a write is all or nothing. An unaligned request was widened to whole blocks and is still
+/// one request. Longer ones are cut at multiples of the atomic size.
+fn is_one_entry(data: &[u8]) -> bool {
+    bytes_u64(data.len()) <= ATOMIC_WRITE_BYTES + BLOCK_BYTES_U64
 }
 
 /// Parts that end on chunk boundaries.
@@ -207,11 +231,12 @@ mod tests {
 
     #[test]
     fn writes_up_to_the_atomic_size_are_one_entry_and_zero_blocks_are_not_stored() {
-        let data = vec![1; 64 << 10];
-        assert_eq!(atomic_parts(Lba(3), &data).count(), 1);
+        assert!(is_one_entry(&vec![1; 64 << 10]));
         let data = vec![1; 128 << 10];
-        let parts: Vec<_> =
-            atomic_parts(Lba(3), &data).map(|(l, p)| (l.0, p.len() >> 12)).collect();
+        assert!(!is_one_entry(&data));
+        let parts: Vec<_> = split_at_multiples(Lba(3), &data, ATOMIC_WRITE_BLOCKS)
+            .map(|(lba, part)| (lba.0, part.len() >> 12))
+            .collect();
         assert_eq!(parts, [(3, 13), (16, 16), (32, 3)]);
 
         let mut chunk = vec![0; 4 * BLOCK_BYTES];

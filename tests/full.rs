@@ -1,0 +1,178 @@
+//! Pods that run out of room in ways the simulator does not draw: for all devices at once, and
+//! between requests that each need much. On simulated devices.
+//!
+//! Property: every request ends, with `NoSpace` if it must, and what was there stays readable.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use weft::device::sim::SimDisk;
+use weft::device::sim::SimFaults;
+use weft::device::sim::SimProfile;
+use weft::env::EnvRef;
+use weft::env::sim::SimEnv;
+use weft::error::ErrorKind;
+use weft::error::Result;
+use weft::format::superblock::JOURNAL_OFFSET;
+use weft::volume::Piece;
+use weft::volume::VolumeDirectory;
+use weft::volume::VolumeRef;
+use weft::volume::ZeroMode;
+use weft::volume::pod::FormatOptions;
+use weft::volume::pod::OpenOptions;
+use weft::volume::pod::Pod;
+use weft::volume::pod::VolumeSpec;
+
+const MIB: u64 = 1 << 20;
+const PART_BYTES: usize = 64 << 10;
+/// How long a write may wait before it is refused.
+const ENDS_WITHIN: Duration = Duration::from_secs(20);
+/// In virtual time: no test takes nearly so long unless a request never ends.
+const LIFE_MAX: Duration = Duration::from_secs(600);
+
+/// Three disks, 1+1, with a volume `v` larger than they are.
+async fn pod(env: &EnvRef, disks: &[SimDisk]) -> (Arc<Pod>, VolumeRef) {
+    let devices: Vec<_> = disks.iter().map(|disk| disk.open(env)).collect();
+    let options = FormatOptions { data_strips: 1, parity_strips: 1, journal_bytes: MIB };
+    Pod::format(env, &devices, &options).await.expect("formatted");
+    let options = OpenOptions {
+        cache_bytes: MIB,
+        map_cache_bytes: MIB,
+        force: false,
+        replace_missing: false,
+    };
+    let devices = disks.iter().map(|disk| Some(disk.open(env))).collect();
+    let pod = Pod::open(Arc::clone(env), devices, options).await.expect("opened");
+    let spec = VolumeSpec {
+        name: "v".into(),
+        size_bytes: 64 * MIB,
+        logical_block_bytes: 4096,
+        read_only: false,
+    };
+    pod.create_volume(spec).await.expect("created");
+    let volume = pod.find("v").expect("there");
+    (pod, volume)
+}
+
+/// Disks with room below their superblocks and journals, as device files have from the beginning.
+fn disks(len_bytes: u64) -> Vec<SimDisk> {
+    let disk = |at| {
+        let disk = SimDisk::new(format!("disk-{at}"), SimProfile::new(len_bytes));
+        disk.poke(0, &vec![1; usize::try_from(JOURNAL_OFFSET + MIB).expect("small")]);
+        disk
+    };
+    (0..3).map(disk).collect()
+}
+
+/// Bytes that do not compress.
+fn noise(seed: u64, bytes: usize) -> Bytes {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let step = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    (0..bytes).map(step).collect()
+}
+
+async fn write(volume: &VolumeRef, part: u64) -> Result<()> {
+    let data = noise(part, PART_BYTES);
+    Arc::clone(volume).write(part * PART_BYTES as u64, data).await
+}
+
+async fn check(volume: &VolumeRef, part: u64) {
+    let (offset, bytes) = (part * PART_BYTES as u64, u32::try_from(PART_BYTES).expect("small"));
+    let pieces = Arc::clone(volume).read(offset, bytes).await.expect("read");
+    let mut found = Vec::new();
+    for piece in pieces {
+        match piece {
+            Piece::Zero(length) => found.resize(found.len() + length, 0),
+            Piece::Data(data) => found.extend_from_slice(&data),
+        }
+    }
+    assert!(found == noise(part, PART_BYTES), "part {part}");
+}
+
+/// As when all device files lie on one file system that something else fills.
+#[test]
+fn without_room_below_any_device_writes_fail_and_succeed_again_once_there_is() {
+    let env = SimEnv::new(1);
+    let disks = disks(32 * MIB);
+    let process = env.process();
+    let own: EnvRef = process.clone();
+    let done = process.run_for(LIFE_MAX, async {
+        let (pod, volume) = pod(&own, &disks).await;
+        for part in 0..16 {
+            write(&volume, part).await.expect("written");
+        }
+        let full = || SimFaults { full: true, ..SimFaults::default() };
+        disks.iter().for_each(|disk| disk.set_faults(full()));
+        let mut written = 16;
+        let error = loop {
+            match write(&volume, written).await {
+                Ok(()) => written += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{}", error.chain());
+        for part in 0..written {
+            check(&volume, part).await;
+        }
+        // Hosts that try again and again fill neither the journal nor wait for it.
+        let host = |first: u64| {
+            let (volume, own) = (&volume, &own);
+            async move {
+                for part in first..first + 200 {
+                    let begun = own.now();
+                    let kind = write(volume, part % 1000).await.map_err(|error| error.kind());
+                    assert!(matches!(kind, Ok(()) | Err(ErrorKind::NoSpace)), "{kind:?}");
+                    assert!(own.now() - begun < ENDS_WITHIN, "part {part} ended late");
+                    own.sleep(Duration::from_millis(20)).await;
+                }
+            }
+        };
+        join_all((0..8).map(|at| host(written + at * 100))).await;
+        disks.iter().for_each(|disk| disk.set_faults(SimFaults::default()));
+        while let Err(error) = write(&volume, written).await {
+            assert_eq!(error.kind(), ErrorKind::NoSpace, "{}", error.chain());
+            own.sleep(Duration::from_millis(100)).await;
+        }
+        for part in 0..written {
+            check(&volume, part).await;
+        }
+        pod.close().await.expect("closed");
+    });
+    process.halt();
+    env.halt();
+    assert!(done.is_ok(), "no end: {done:?}");
+}
+
+#[test]
+fn large_writes_that_together_need_more_than_is_free_all_end() {
+    let env = SimEnv::new(1);
+    let disks = disks(32 * MIB);
+    let process = env.process();
+    let own: EnvRef = process.clone();
+    let done = process.run_for(LIFE_MAX, async {
+        let (pod, volume) = pod(&own, &disks).await;
+        for round in 0..4 {
+            let large = |at: u64| {
+                let data = noise(round * 8 + at, usize::try_from(8 * MIB).expect("small"));
+                Arc::clone(&volume).write(at * 8 * MIB, data)
+            };
+            for outcome in join_all((0..8).map(large)).await {
+                let kind = outcome.map_err(|error| error.kind());
+                assert!(matches!(kind, Ok(()) | Err(ErrorKind::NoSpace)), "{kind:?}");
+            }
+            let all = Arc::clone(&volume).zero(0, 64 * MIB, ZeroMode::Deallocate);
+            all.await.expect("trimmed");
+        }
+        pod.close().await.expect("closed");
+    });
+    process.halt();
+    env.halt();
+    assert!(done.is_ok(), "no end: {done:?}");
+}
