@@ -176,3 +176,48 @@ fn large_writes_that_together_need_more_than_is_free_all_end() {
     env.halt();
     assert!(done.is_ok(), "no end: {done:?}");
 }
+
+#[test]
+fn a_catalog_longer_than_a_checkpoint_has_room_for_is_refused() {
+    let env = SimEnv::new(1);
+    let disks = disks(32 * MIB);
+    let process = env.process();
+    let own: EnvRef = process.clone();
+    let done = process.run_for(LIFE_MAX, async {
+        let (pod, volume) = pod(&own, &disks).await;
+        let spec = |number: usize| VolumeSpec {
+            name: format!("volume-{number}"),
+            size_bytes: MIB,
+            logical_block_bytes: 4096,
+            read_only: false,
+        };
+        let mut count = 0;
+        let error = loop {
+            match pod.create_volume(spec(count)).await {
+                Ok(_) => count += 1,
+                Err(error) => break error,
+            }
+            assert!(count < 10_000, "never refused");
+        };
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{}", error.chain());
+        assert!(count > 50, "{count} volumes");
+        // With all of them there the pod can be filled, trimmed and filled again.
+        for _ in 0..2 {
+            for part in (0..1000).chain(0..1000) {
+                let kind = write(&volume, part).await.map_err(|error| error.kind());
+                assert!(matches!(kind, Ok(()) | Err(ErrorKind::NoSpace)), "{kind:?}");
+            }
+            let all = Arc::clone(&volume).zero(0, 64 * MIB, ZeroMode::Deallocate);
+            all.await.expect("trimmed");
+            own.sleep(Duration::from_secs(60)).await;
+        }
+        write(&volume, 1).await.expect("written");
+        pod.delete_volume("volume-0").await.expect("deleted");
+        own.sleep(Duration::from_secs(60)).await;
+        pod.create_volume(spec(count)).await.expect("room again");
+        pod.close().await.expect("closed");
+    });
+    process.halt();
+    env.halt();
+    assert!(done.is_ok(), "no end: {done:?}");
+}

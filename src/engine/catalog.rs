@@ -320,6 +320,22 @@ impl Catalog {
 }
 
 impl CatalogChange {
+    /// Whether the catalog is longer after it.
+    #[must_use]
+    pub fn grows(&self) -> bool {
+        match self {
+            Self::CreateVolume(_)
+            | Self::SetVolumeHosts { .. }
+            | Self::SetReservations { .. }
+            | Self::AddHost(_)
+            | Self::SetHostKeys { .. }
+            | Self::SetHostTlsKey { .. } => true,
+            Self::ResizeVolume { .. } | Self::DeleteVolume { .. } | Self::RemoveHost { .. } => {
+                false
+            }
+        }
+    }
+
     /// The change as JSON.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {

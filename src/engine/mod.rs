@@ -47,6 +47,8 @@ use crate::units::BranchId;
 use crate::units::LayerId;
 use crate::units::Lba;
 use crate::units::Lsn;
+use crate::units::bytes_u64;
+use crate::units::format_size;
 
 pub mod block_status;
 pub mod catalog;
@@ -128,9 +130,14 @@ pub struct Engine {
     nodes_read: AtomicUsize,
     dirty_nodes_max: usize,
     reserve_segments: u64,
+    catalog_bytes_max: usize,
     checkpoints: AtomicU64,
     scrub: ScrubControl,
 }
+
+/// Bytes of a layer in the catalog's JSON, which comes with a volume: seven names, and as many
+/// numbers of 20 digits at most.
+const LAYER_BYTES_MAX: usize = 256;
 
 /// Figures for status.
 #[derive(Clone, Copy, Debug)]
@@ -222,12 +229,28 @@ impl Engine {
     /// Makes a change of the catalog durable and visible.
     ///
     /// # Errors
-    /// `Poisoned` or `ShuttingDown`; whether the change survives a restart is then unknown.
+    /// `NoSpace` if the catalog would be longer than the reserve has room for. `Poisoned` or
+    /// `ShuttingDown`; whether the change survives a restart is then unknown.
     pub async fn change_catalog(self: &Arc<Self>, change: &CatalogChange) -> Result<Lsn> {
         let payload = change.encode();
+        if change.grows() {
+            self.check_catalog_room(payload.len())?;
+        }
         let header = header_of(RecordKind::CatalogChange, Lba(0), 0, &payload);
         let record = NewRecord { header, payload: payload.into(), promise: None };
         self.append(NewEntry { layer: None, records: vec![record], hold: None }).await
+    }
+
+    /// Every checkpoint writes the whole catalog, in a full pod too.
+    fn check_catalog_room(&self, added_bytes: usize) -> Result<()> {
+        let bytes = self.catalog.lock().encode().len() + added_bytes + LAYER_BYTES_MAX;
+        if bytes <= self.catalog_bytes_max {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::NoSpace, "change catalog").context(format_args!(
+            "names and settings may take {} in a pod of this size: delete volumes or hosts",
+            format_size(bytes_u64(self.catalog_bytes_max))
+        )))
     }
 
     /// Looks at the catalog; short, as everything that names volumes waits.

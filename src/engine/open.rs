@@ -23,6 +23,7 @@ use super::Layers;
 use super::catalog::Catalog;
 use super::catalog::CatalogChange;
 use super::catalog::MemberRecord;
+use super::checkpoint::CATALOG_PART_BYTES;
 use super::checkpoint::CheckpointState;
 use super::checkpoint::ID_GRANT;
 use super::journal::JOURNAL_BYTES_MIN;
@@ -88,13 +89,22 @@ const STRIP_BYTES_PREFERRED: u64 = 4 << 20;
 const RESERVE_SEGMENTS: u64 = 4;
 /// Rows kept for the mapper: a checkpoint begins a row for each level of the map, the catalog, the
 /// table's pages, its directories and the root; a reclaim cycle makes one and is followed by one.
+/// Of the catalog this is the first row; large pods have more, see [`catalog_rows`].
 const RESERVE_ROWS: u64 = 24;
+/// Most rows of a catalog: 15 MiB with 4 data strips, which is tens of thousands of volumes.
+const CATALOG_ROWS_MAX: u64 = 64;
 /// Fewest map nodes kept in memory: the paths of a few walks.
 const NODES_MIN: usize = 16;
 /// Most dirty map nodes at once.
 const DIRTY_NODES_MAX: u64 = 8192;
 /// How often devices are asked whether they are lost. Arbitrary: the contract says 5 s.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Rows kept for the catalog: a 256th of the pod, so that small ones keep most for data.
+fn catalog_rows(pool: &Pool) -> u64 {
+    let rows = pool.table.lock().segments_total() * pool.geometry.rows();
+    (rows / 256).clamp(1, CATALOG_ROWS_MAX)
+}
 
 /// What a pod is created with, as far as the engine is concerned.
 #[derive(Clone, Copy, Debug)]
@@ -225,7 +235,10 @@ impl Engine {
         // A sixty-fourth of the pod may be dirty nodes, so that small pods can write them too.
         let dirty_nodes_max = (capacity / 64 / NODE_BYTES as u64).clamp(64, DIRTY_NODES_MAX);
         let dirty_segments = (dirty_nodes_max * NODE_BYTES as u64).div_ceil(segment_bytes);
-        let reserve_row_segments = RESERVE_ROWS.div_ceil(pool.geometry.rows());
+        let catalog_rows = catalog_rows(&pool);
+        let reserve_rows = RESERVE_ROWS - 1 + catalog_rows;
+        let reserve_row_segments = reserve_rows.div_ceil(pool.geometry.rows());
+        let row_bytes = pool.geometry.data_strips * CATALOG_PART_BYTES;
         Self {
             cache: ChunkCache::new(options.cache_bytes),
             space: Arc::new(Space::default()),
@@ -244,6 +257,7 @@ impl Engine {
                 .max(NODES_MIN),
             dirty_nodes_max: crate::units::bytes_usize(dirty_nodes_max),
             reserve_segments: RESERVE_SEGMENTS + reserve_row_segments + dirty_segments,
+            catalog_bytes_max: crate::units::bytes_usize(catalog_rows) * row_bytes,
             checkpoints: AtomicU64::new(0),
             scrub: ScrubControl::default(),
             tasks: Tasks::new(Arc::clone(&env), epoch),
