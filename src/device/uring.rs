@@ -4,6 +4,10 @@
 //! reaper, enters the kernel once per scheduler pass: it submits what was queued meanwhile and
 //! completes what is done, waking waiters inline. Beyond [`IN_FLIGHT_MAX`] I/Os wait in a queue.
 //!
+//! Each file has a queue of its own, and gets a slot while it has fewer than half as many as are
+//! free. So files share the slots, and one that completes nothing any more keeps a third of them at
+//! most, the next one a third of the rest: there are always some for the others.
+//!
 //! The ring is set up with `SINGLE_ISSUER | COOP_TASKRUN | DEFER_TASKRUN`. With these the ring's own
 //! descriptor never becomes readable in epoll for work that completes later, so completions are
 //! announced through a registered eventfd.
@@ -23,6 +27,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
+use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -47,9 +52,9 @@ use tokio::time::Sleep;
 use crate::device::AlignedBuf;
 use crate::units::bytes_u64;
 
-/// I/Os in the kernel at once, per thread; more wait their turn here. Twice the depth at which
-/// the disks we measured gain nothing more.
-const IN_FLIGHT_MAX: u32 = 256;
+/// I/Os in the kernel at once, per thread; more wait their turn here. A third of it, which is what
+/// one file may have, is more than the depth (128) at which the disks we measured gain nothing more.
+const IN_FLIGHT_MAX: u32 = 512;
 
 /// How often an I/O may be interrupted, or refused for want of memory, before that is its error.
 /// Arbitrary: the kernel retries by itself, so one refusal is rare already.
@@ -92,7 +97,7 @@ pub(super) fn start(
     let (reply, receiver) = oneshot::channel();
     let waker = {
         let mut ring = ring.borrow_mut();
-        ring.waiting.push_back(InFlight { file, offset, work, done: 0, refusals: 0, reply });
+        ring.enqueue(InFlight { file, offset, work, done: 0, refusals: 0, reply });
         ring.fill_queue();
         ring.reaper.take()
     };
@@ -137,6 +142,15 @@ struct InFlight {
     reply: oneshot::Sender<Outcome>,
 }
 
+/// The I/Os of one file.
+struct FileQueue {
+    /// Its descriptor, which is nobody else's as long as an I/O keeps it open.
+    descriptor: RawFd,
+    /// Of its I/Os, those that have a slot.
+    in_flight: usize,
+    waiting: VecDeque<InFlight>,
+}
+
 struct Ring {
     uring: IoUring,
     /// Signalled by the kernel when there are completions to reap.
@@ -144,7 +158,8 @@ struct Ring {
     slots: Vec<Option<InFlight>>,
     /// Indices of the empty slots.
     free: Vec<usize>,
-    waiting: VecDeque<InFlight>,
+    /// Those with any I/O: a handful, in no order.
+    files: Vec<FileQueue>,
     /// Set while the reaper sleeps; taken by whoever wakes it.
     reaper: Option<Waker>,
     /// Whether a reaper task exists.
@@ -166,26 +181,73 @@ impl Ring {
             })?;
         let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         uring.submitter().register_eventfd(eventfd.as_raw_fd())?;
+        // What the kernel cannot do without waiting it gives to threads, by default so few that one
+        // file could hold them all. Kernels before 5.15 know no such limit.
+        let _ = uring.submitter().register_iowq_max_workers(&mut [IN_FLIGHT_MAX, 0]);
         let count = IN_FLIGHT_MAX as usize;
         Ok(Self {
             uring,
             eventfd,
             slots: (0..count).map(|_| None).collect(),
             free: (0..count).rev().collect(),
-            waiting: VecDeque::new(),
+            files: Vec::new(),
             reaper: None,
             reaped: false,
         })
     }
 
+    fn enqueue(&mut self, io: InFlight) {
+        let descriptor = io.file.as_raw_fd();
+        match self.files.iter_mut().find(|file| file.descriptor == descriptor) {
+            Some(file) => file.waiting.push_back(io),
+            None => {
+                self.files.push(FileQueue { descriptor, in_flight: 0, waiting: [io].into() });
+            }
+        }
+    }
+
     /// Moves waiting I/Os to the submission queue as far as slots reach.
     fn fill_queue(&mut self) {
-        while !self.waiting.is_empty()
-            && let Some(slot) = self.free.pop()
-        {
-            self.slots[slot] = self.waiting.pop_front();
+        while let Some(index) = self.next_file() {
+            let file = &mut self.files[index];
+            let io = file.waiting.pop_front().expect("it was chosen for that");
+            if io.is_pointless() {
+                self.forget_if_idle(index);
+                continue;
+            }
+            file.in_flight += 1;
+            let slot = self.free.pop().expect("more are free than are in flight");
+            self.slots[slot] = Some(io);
             self.push(slot);
         }
+    }
+
+    /// Whose turn it is: of the files with I/O waiting that may have another slot, the one with the
+    /// fewest.
+    fn next_file(&self) -> Option<usize> {
+        let free = self.free.len();
+        let may_start = |file: &FileQueue| !file.waiting.is_empty() && 2 * file.in_flight < free;
+        let files = self.files.iter().enumerate().filter(|(_, file)| may_start(file));
+        files.min_by_key(|(_, file)| file.in_flight).map(|(index, _)| index)
+    }
+
+    fn forget_if_idle(&mut self, index: usize) {
+        let file = &self.files[index];
+        if file.in_flight == 0 && file.waiting.is_empty() {
+            self.files.swap_remove(index);
+        }
+    }
+
+    /// Empties a slot whose I/O is over.
+    fn release(&mut self, slot: usize) -> InFlight {
+        let io = self.slots[slot].take().expect("an I/O is over once");
+        self.free.push(slot);
+        let descriptor = io.file.as_raw_fd();
+        let index = self.files.iter().position(|file| file.descriptor == descriptor);
+        let index = index.expect("a file is known while it has I/O");
+        self.files[index].in_flight -= 1;
+        self.forget_if_idle(index);
+        io
     }
 
     /// Queues what is left of the I/O in `slot`.
@@ -249,24 +311,20 @@ impl Ring {
             let io = self.slots[slot].as_mut().expect("completions come once, for filled slots");
             match io.advance(completion.result()) {
                 None => self.push(slot),
-                Some(result) => {
-                    let io = self.slots[slot].take().expect("looked at above");
-                    self.free.push(slot);
-                    io.finish(result);
-                }
+                Some(result) => self.release(slot).finish(result),
             }
         }
     }
 
     fn idle(&self) -> bool {
-        self.free.len() == self.slots.len() && self.waiting.is_empty()
+        self.free.len() == self.slots.len()
     }
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
         // Nobody waits for I/O that was never submitted.
-        self.waiting.clear();
+        self.files.iter_mut().for_each(|file| file.waiting.clear());
         while !self.idle() {
             if self.enter(1).is_err() {
                 // Freeing a buffer the kernel may still write to would be worse.
@@ -318,6 +376,11 @@ impl Pass {
 }
 
 impl InFlight {
+    /// A read that nobody waits for any more need not be started. Anything else must be.
+    fn is_pointless(&self) -> bool {
+        matches!(self.work, Work::Read(_)) && self.reply.is_closed()
+    }
+
     fn entry(&mut self) -> squeue::Entry {
         let fd = types::Fd(self.file.as_raw_fd());
         let offset = self.offset + bytes_u64(self.done);
@@ -485,6 +548,73 @@ mod tests {
     fn what_the_kernel_did_not_take_is_tried_later() {
         assert_eq!(Pass { left: 1, ..NOTHING }.next(), Next::Later);
         assert_eq!(Pass { refused: true, ..NOTHING }.next(), Next::Later);
+    }
+
+    /// More than there are slots.
+    const MANY: usize = 600;
+    /// The most that one file has in flight.
+    const SHARE: usize = 171;
+    /// How long an I/O on a file that works may take. Generous: the machine may be busy.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn scratch_file() -> Arc<OwnedFd> {
+        let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::TMPFILE;
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        Arc::new(rustix::fs::open(std::env::temp_dir(), flags, mode).expect("temporary file"))
+    }
+
+    /// Starts many reads that never complete: of a pipe, as long as nobody writes to it.
+    fn hang() -> (Vec<oneshot::Receiver<Outcome>>, io::PipeWriter) {
+        let (reader, writer) = io::pipe().expect("pipe");
+        let reader = Arc::new(OwnedFd::from(reader));
+        let read = |_| start(Arc::clone(&reader), 0, Work::Read(AlignedBuf::zeroed(4096)));
+        ((0..MANY).map(read).collect::<io::Result<_>>().expect("started"), writer)
+    }
+
+    fn on_a_ring(work: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        tokio::task::LocalSet::new().block_on(&runtime.expect("runtime"), work);
+    }
+
+    #[test]
+    fn files_that_hang_leave_slots_for_the_others() {
+        on_a_ring(async {
+            let hanging = [hang(), hang(), hang()];
+            let file = scratch_file();
+            let write = |_| {
+                let data = AlignedBuf::zeroed(4096).freeze();
+                start(Arc::clone(&file), 0, Work::Write { data, durable: false }).expect("started")
+            };
+            let writes = futures_util::future::join_all((0..MANY).map(write));
+            let written = tokio::time::timeout(PATIENCE, writes).await.expect("not held up");
+            assert!(written.into_iter().all(|outcome| outcome.is_ok_and(|result| result.is_ok())));
+
+            for (reads, writer) in hanging {
+                // The pipe ends, and with it all that was waiting.
+                drop(writer);
+                let ended = futures_util::future::join_all(reads);
+                let ended = tokio::time::timeout(PATIENCE, ended).await.expect("ended");
+                assert!(ended.into_iter().all(|outcome| outcome.is_ok_and(|read| read.is_err())));
+            }
+            let ring = this_thread().expect("ring");
+            assert!(ring.borrow().idle() && ring.borrow().files.is_empty());
+        });
+    }
+
+    #[test]
+    fn reads_that_nobody_waits_for_any_more_are_not_started() {
+        on_a_ring(async {
+            let (mut reads, mut writer) = hang();
+            let ring = this_thread().expect("ring");
+            assert_eq!(ring.borrow().files[0].in_flight, SHARE);
+            reads.truncate(SHARE);
+            assert_eq!(ring.borrow().files[0].waiting.len(), MANY - SHARE);
+            io::Write::write_all(&mut writer, &[7; 4096]).expect("written");
+            let (outcome, ..) = futures_util::future::select_all(reads).await;
+            assert!(outcome.is_ok_and(|read| read.is_ok()));
+            assert_eq!(ring.borrow().files[0].in_flight, SHARE - 1);
+            assert!(ring.borrow().files[0].waiting.is_empty());
+        });
     }
 
     #[test]
