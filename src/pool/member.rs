@@ -4,8 +4,10 @@
 //! write or flush fails twice, or when an I/O does not come back in time: a write without a
 //! completion may still land, so nothing new may be put there.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -26,6 +28,9 @@ use crate::observe::histogram::Histogram;
 /// An I/O that takes longer than this takes its device out of service (arbitrary: well above any
 /// cloud disk's worst latency, below the patience of a database).
 pub const IO_TIMEOUT: Duration = Duration::from_secs(5);
+/// So many late reads under way make a device slow. Arbitrary: a few may be late together on any
+/// device, and each holds memory until it is over or the device is given up.
+const LATE_READS_MAX: usize = 16;
 /// Consecutive failed reads after which a device is out of service.
 const READ_ERRORS_MAX: u64 = 32;
 
@@ -88,6 +93,8 @@ pub struct Member {
     reads_failed_in_a_row: AtomicU64,
     /// Estimate of the 99th percentile of read latency, in nanoseconds.
     read_p99_ns: AtomicU64,
+    /// Reads under way that are late.
+    late_reads: AtomicUsize,
     /// Superblock slot written last.
     pub(super) slot: AtomicU64,
     /// Generation of the superblock found when the pod was opened; 0 for a blank device.
@@ -111,6 +118,7 @@ impl Member {
             health: Mutex::new(health),
             reads_failed_in_a_row: AtomicU64::new(0),
             read_p99_ns: AtomicU64::new(1_000_000),
+            late_reads: AtomicUsize::new(0),
             slot: AtomicU64::new(1),
             generation: 0,
         }
@@ -165,11 +173,17 @@ impl Member {
         self.health.lock().clone()
     }
 
-    /// How late a read must be before a rebuild is started instead.
+    /// What 99 of 100 reads take at most, of late.
     #[must_use]
-    pub(super) fn late_after(&self) -> Duration {
-        Duration::from_nanos(self.read_p99_ns.load(Ordering::Relaxed) * 2)
-            .max(Duration::from_millis(1))
+    pub(super) fn read_p99(&self) -> Duration {
+        Duration::from_nanos(self.read_p99_ns.load(Ordering::Relaxed))
+    }
+
+    /// Whether so many of its reads are late that it should not be asked for more where others can
+    /// answer. It is again once some of these are over.
+    #[must_use]
+    pub(super) fn is_slow(&self) -> bool {
+        self.late_reads.load(Ordering::Relaxed) >= LATE_READS_MAX
     }
 
     /// Takes the device out of service until the pod is reopened.
@@ -308,5 +322,21 @@ impl Member {
         let reason = format!("a {what} took longer than {} s", IO_TIMEOUT.as_secs());
         self.leave_service(Health::Hung(reason.clone()));
         Error::new(ErrorKind::DeviceFailed, "wait for device").context(reason)
+    }
+}
+
+/// Counts a read of a device that is late, until dropped.
+pub(super) struct LateRead(Arc<Member>);
+
+impl LateRead {
+    pub(super) fn new(member: &Arc<Member>) -> Self {
+        member.late_reads.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(member))
+    }
+}
+
+impl Drop for LateRead {
+    fn drop(&mut self) {
+        self.0.late_reads.fetch_sub(1, Ordering::Relaxed);
     }
 }

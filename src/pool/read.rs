@@ -5,14 +5,17 @@
 //! it; a damaged copy is rebuilt, served and written back ([`super::heal`]).
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures_util::future::Either;
 use futures_util::future::select;
 
 use super::Pool;
 use super::member::Counters;
+use super::member::LateRead;
 use super::member::Member;
 use crate::device::AlignedBuf;
 use crate::error::Error;
@@ -30,22 +33,36 @@ use crate::units::round_up;
 
 /// At most one read in this many is hedged.
 const HEDGE_ONE_IN: u64 = 20;
+/// Hedges that reads can earn for later ones: enough for a device that hangs to be found slow by
+/// them, and no reserve with which a pod that ran well for weeks doubles the load of a bad minute.
+const HEDGES_SAVED_MAX: u64 = 32;
+/// No read is late before this, however quick devices are: a rebuild is not free.
+const LATE_MIN: Duration = Duration::from_millis(1);
 
-/// Counts reads and hedges, so that hedging cannot double the load of a slow pool.
-#[derive(Default)]
+/// Counts reads and what hedges they have earned, so that hedging cannot double the load of a slow
+/// pool.
 pub(super) struct HedgeBudget {
     reads: AtomicU64,
-    hedges: AtomicU64,
+    /// Reads that have not been spent on a hedge.
+    earned: AtomicU64,
+}
+
+impl Default for HedgeBudget {
+    fn default() -> Self {
+        Self { reads: AtomicU64::new(0), earned: AtomicU64::new(HEDGE_ONE_IN) }
+    }
 }
 
 impl HedgeBudget {
+    fn note_read(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let earn = |earned: u64| (earned < HEDGE_ONE_IN * HEDGES_SAVED_MAX).then_some(earned + 1);
+        let _ = self.earned.fetch_update(Ordering::Relaxed, Ordering::Relaxed, earn);
+    }
+
     fn allows(&self) -> bool {
-        let reads = self.reads.load(Ordering::Relaxed);
-        let allowed = self.hedges.load(Ordering::Relaxed) < reads / HEDGE_ONE_IN + 1;
-        if allowed {
-            self.hedges.fetch_add(1, Ordering::Relaxed);
-        }
-        allowed
+        let spend = |earned: u64| earned.checked_sub(HEDGE_ONE_IN);
+        self.earned.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_ok()
     }
 }
 
@@ -145,7 +162,7 @@ impl Pool {
         let place = space.log_address(address);
         let accept = |bytes: &[u8]| decode(bytes.get(record.clone())?, place);
 
-        self.hedges.reads.fetch_add(1, Ordering::Relaxed);
+        self.hedges.note_read();
         let damaged = match self.read_hedged(&lease, range, &accept).await {
             StripRead::Intact(value) => return Ok(ReadOutcome::Found(value)),
             StripRead::Damaged => true,
@@ -164,6 +181,9 @@ impl Pool {
     /// Reads the strip itself; if its device is late, also rebuilds the range from the others and
     /// takes what is intact first. A rebuild may have used a damaged strip, so one that is not
     /// intact says nothing: the late strip is waited for then.
+    ///
+    /// A read that is no longer waited for goes on until it is over or its device is given up for
+    /// it: a device that hangs must not seem well because the others answer for it.
     async fn read_hedged<T>(
         &self,
         lease: &Lease<'_>,
@@ -177,12 +197,21 @@ impl Pool {
         let Some((member, offset)) = self.strip_member(lease, range.strip) else {
             return StripRead::Unreadable;
         };
-        let read = std::pin::pin!(member.read(offset + range.offset, range.length));
-        let late = self.env.sleep(member.late_after());
-        let read = match select(read, late).await {
+        if member.is_slow() && self.can_do_without(lease, range.strip) {
+            let rebuilt = self.rebuild_range(lease, range).await;
+            if let Some(value) = rebuilt.ok().and_then(|bytes| accept(&bytes)) {
+                return StripRead::Intact(value);
+            }
+        }
+        let read = {
+            let (member, at) = (Arc::clone(member), offset + range.offset);
+            Box::pin(async move { member.read(at, range.length).await })
+        };
+        let read = match select(read, self.env.sleep(self.late_after())).await {
             Either::Left((result, _)) => return judge(result),
             Either::Right(((), read)) => read,
         };
+        let late = LateRead::new(member);
         if !self.hedges.allows() {
             return judge(read.await);
         }
@@ -190,7 +219,14 @@ impl Pool {
         match select(read, rebuild).await {
             Either::Left((result, _)) => judge(result),
             Either::Right((rebuilt, read)) => match rebuilt.ok().and_then(|bytes| accept(&bytes)) {
-                Some(value) => StripRead::Intact(value),
+                Some(value) => {
+                    self.env.spawn(Box::pin(async move {
+                        // What it finds is counted by the device itself.
+                        let _ = read.await;
+                        drop(late);
+                    }));
+                    StripRead::Intact(value)
+                }
                 None => judge(read.await),
             },
         }
@@ -198,10 +234,37 @@ impl Pool {
 
     /// The device that holds a strip and where the strip starts on it; `None` if it is absent or
     /// out of service.
-    pub(super) fn strip_member(&self, lease: &Lease<'_>, strip: usize) -> Option<(&Member, u64)> {
+    pub(super) fn strip_member(
+        &self,
+        lease: &Lease<'_>,
+        strip: usize,
+    ) -> Option<(&Arc<Member>, u64)> {
         let place = lease.places.get(strip).copied().flatten()?;
         let member = self.members.get(usize::from(place.device))?;
-        member.in_service().then(|| (&**member, self.place_offset(place)))
+        member.in_service().then(|| (member, self.place_offset(place)))
+    }
+
+    /// Whether devices that are not slow can rebuild a strip. If they cannot, the whole pod is slow,
+    /// and rebuilds would make it slower.
+    fn can_do_without(&self, lease: &Lease<'_>, strip: usize) -> bool {
+        let others = (0..self.geometry.strips()).filter(|other| *other != strip);
+        let quick = others.filter(|other| !self.is_slow(lease, *other));
+        quick.count() >= self.geometry.data_strips
+    }
+
+    /// Whether a strip cannot be read soon: its device is slow or out of service.
+    pub(super) fn is_slow(&self, lease: &Lease<'_>, strip: usize) -> bool {
+        self.strip_member(lease, strip).is_none_or(|(member, _)| member.is_slow())
+    }
+
+    /// How late a read must be before a rebuild is started instead. By the device in the middle, so
+    /// that those which are always slow do not pass for quick by their own measure.
+    fn late_after(&self) -> Duration {
+        let in_service = self.members.iter().filter(|member| member.in_service());
+        let mut usual: Vec<Duration> = in_service.map(|member| member.read_p99()).collect();
+        usual.sort_unstable();
+        let middle = usual.get(usual.len().saturating_sub(1) / 2);
+        middle.map_or(LATE_MIN, |p99| *p99 * 2).max(LATE_MIN)
     }
 
     fn note_damage(&self, lease: &Lease<'_>, address: Address) {

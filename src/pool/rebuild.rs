@@ -59,7 +59,8 @@ impl Pool {
         })
     }
 
-    /// Rebuilds `range` from the same range of the first k other strips that can be read.
+    /// Rebuilds `range` from the same range of the first k other strips that can be read, those on
+    /// slow devices last.
     ///
     /// Bytes of unit headers come out as garbage: they are not erasure-coded.
     pub(super) async fn rebuild_range(
@@ -68,7 +69,10 @@ impl Pool {
         range: StripRange,
     ) -> Result<AlignedBuf> {
         let k = self.geometry.data_strips;
-        let mut candidates = (0..self.geometry.strips()).filter(|strip| *strip != range.strip);
+        let mut others: Vec<usize> =
+            (0..self.geometry.strips()).filter(|strip| *strip != range.strip).collect();
+        others.sort_by_key(|strip| self.is_slow(lease, *strip));
+        let mut candidates = others.into_iter();
         let mut pending = FuturesUnordered::new();
         let mut survivors: Vec<(usize, AlignedBuf)> = Vec::with_capacity(k);
         loop {
