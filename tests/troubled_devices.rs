@@ -15,6 +15,7 @@ use weft::device::sim::SimFaults;
 use weft::device::sim::SimProfile;
 use weft::env::EnvRef;
 use weft::env::sim::SimEnv;
+use weft::format::unit::UNIT_BYTES;
 use weft::volume::Piece;
 use weft::volume::VolumeDirectory;
 use weft::volume::VolumeRef;
@@ -179,6 +180,48 @@ fn a_device_that_is_always_slow_is_asked_seldom_and_again_when_it_is_well() {
         let answered = asked() - before;
         assert!(answered > 60, "of 600 reads it answered {answered}");
         assert_eq!(states(&pod), ["in service"; DEVICES]);
+    });
+    lab.world.halt();
+}
+
+/// Damages every unit of one device that a scrub would look at.
+fn damage(pod: &Pod, disks: &[SimDisk], device: usize) {
+    for unit in pod.live_units().iter().filter(|unit| unit.device == device) {
+        let mut bytes = vec![0; UNIT_BYTES];
+        disks[device].peek(unit.offset, &mut bytes);
+        bytes.iter_mut().step_by(512).for_each(|byte| *byte = byte.wrapping_add(1));
+        disks[device].poke(unit.offset, &bytes);
+    }
+}
+
+#[test]
+fn reads_do_not_wait_for_healing_and_a_close_does() {
+    let io = Duration::from_micros(900);
+    let lab = Lab::new(1 << 20, (io, io));
+    lab.life(async |env| {
+        let pod = lab.open(&env).await;
+        let volume = pod.find("v").expect("created");
+        // So that the map is in memory.
+        check_some(&env, &volume, 0, BLOCKS).await;
+        damage(&pod, &lab.disks, 2);
+        let slowest = check_some(&env, &volume, 0, BLOCKS / 2).await;
+        // The strip, and then its range of the others; to heal takes five I/Os more.
+        assert!(slowest > io && slowest < io * 3, "{slowest:?}");
+        env.sleep(Duration::from_secs(1)).await;
+        let device = || pod.status().devices.swap_remove(2);
+        let before = device();
+        assert!(before.healed > 0 && before.healed == before.checksum_errors, "{before:?}");
+
+        damage(&pod, &lab.disks, 2);
+        let mut read = 0;
+        while device().checksum_errors == before.checksum_errors {
+            check_some(&env, &volume, read, 1).await;
+            read += 1;
+        }
+        assert_eq!(device().healed, before.healed, "it is still being healed");
+        pod.close().await.expect("close");
+        assert_eq!(device().healed, before.healed + 1, "no heal under way is cut off");
+        assert!(lab.disks.iter().all(|disk| disk.in_flight() == 0), "and nothing is left of them");
     });
     lab.world.halt();
 }

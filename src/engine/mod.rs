@@ -103,7 +103,7 @@ pub struct Engine {
     /// Time, randomness, tasks.
     pub env: EnvRef,
     /// Devices and segments.
-    pub pool: Pool,
+    pub pool: Arc<Pool>,
     /// Decoded chunks.
     pub cache: ChunkCache,
     /// Room promised.
@@ -392,8 +392,8 @@ impl Engine {
         }
     }
 
-    /// Ends a scrub, refuses new entries, waits for those under way, drains the buffer and writes a
-    /// checkpoint.
+    /// Ends a scrub, refuses new entries, waits for those under way, drains the buffer, writes a
+    /// checkpoint and waits for heals.
     ///
     /// # Errors
     /// The last checkpoint's. Nothing acknowledged is lost: the next start replays the journal.
@@ -408,6 +408,7 @@ impl Engine {
         self.wake_mapper();
         let mut stopped = self.stopped.subscribe();
         let outcome = stopped.wait_for(Option::is_some).await;
+        self.pool.stop_heals().await;
         match outcome.as_deref() {
             Ok(Some(Err(error))) => Err(error.duplicate()),
             Ok(Some(Ok(())) | None) => Ok(()),

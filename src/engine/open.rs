@@ -186,7 +186,7 @@ impl Engine {
         options: EngineOptions,
     ) -> Result<Arc<Self>> {
         let (members, head) = assemble(&env, devices, options).await?;
-        let pool = Pool::new(Arc::clone(&env), members, head.clone())?;
+        let pool = Arc::new(Pool::new(Arc::clone(&env), members, head.clone())?);
         let mut loaded = load_checkpoint(&pool, &head).await?;
         let joined = check_members(&pool, &mut loaded.catalog, head.generation)?;
         for device in &joined {
@@ -218,6 +218,7 @@ impl Engine {
         let mut mapper = Mapper::new(Arc::clone(&engine), loaded.cut, loaded.state);
         mapper.changed = !joined.is_empty();
         mapper.publish_space();
+        engine.pool.start_heals();
         engine.env.spawn(Box::pin(mapper.run()));
         engine.env.spawn(Box::pin(watch_devices(Arc::downgrade(&engine))));
         Ok(engine)
@@ -225,7 +226,7 @@ impl Engine {
 
     fn assembled(
         env: EnvRef,
-        pool: Pool,
+        pool: Arc<Pool>,
         journal: Journal,
         epoch: u64,
         options: EngineOptions,
@@ -488,7 +489,7 @@ struct Loaded {
     state: CheckpointState,
 }
 
-async fn load_checkpoint(pool: &Pool, head: &Superblock) -> Result<Loaded> {
+async fn load_checkpoint(pool: &Arc<Pool>, head: &Superblock) -> Result<Loaded> {
     if head.root == Location::HOLE {
         let members = pool.members.iter().map(|member| MemberRecord {
             index: member.index,
@@ -540,7 +541,7 @@ async fn load_checkpoint(pool: &Pool, head: &Superblock) -> Result<Loaded> {
 
 /// Reads the root. Its segment is known from the superblock only, so it enters the table for the
 /// length of the read.
-async fn load_root(pool: &Pool, head: &Superblock) -> Result<CheckpointRoot> {
+async fn load_root(pool: &Arc<Pool>, head: &Superblock) -> Result<CheckpointRoot> {
     let address = pool.geometry.space().address(head.root);
     let segment = address.map(|address| address.segment).unwrap_or_default();
     let entry = SegmentEntry {
@@ -560,7 +561,7 @@ async fn load_root(pool: &Pool, head: &Superblock) -> Result<CheckpointRoot> {
 }
 
 async fn read_metadata(
-    pool: &Pool,
+    pool: &Arc<Pool>,
     location: Location,
     kind: RecordKind,
     number: Lba,

@@ -174,6 +174,7 @@ pub struct Pool {
     /// The superblock as last committed; also serialises commits.
     head: tokio::sync::Mutex<Superblock>,
     hedges: read::HedgeBudget,
+    heals: heal::Heals,
 }
 
 impl Pool {
@@ -200,6 +201,7 @@ impl Pool {
             code: ErasureCode::new(geometry.data_strips, geometry.parity_strips)?,
             head: tokio::sync::Mutex::new(head),
             hedges: read::HedgeBudget::default(),
+            heals: heal::Heals::default(),
         })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The segment is leased for the length of the read, so that its regions are not reused and a
 //! mismatch can only mean damage. Nothing read is believed before the caller's `decode` accepted
-//! it; a damaged copy is rebuilt, served and written back ([`super::heal`]).
+//! it; a damaged copy is rebuilt, served and then written back ([`super::heal`]).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -146,7 +146,7 @@ impl Pool {
     /// `Corrupt` if neither the strip nor any k others give an intact record, or a device's error
     /// if too few could be read.
     pub async fn read<T>(
-        &self,
+        self: &Arc<Self>,
         location: Location,
         decode: impl Fn(&[u8], u64) -> Option<T>,
     ) -> Result<ReadOutcome<T>> {
@@ -173,7 +173,7 @@ impl Pool {
         }
         let value = self.rebuild_record(&lease, range, &accept).await?;
         if damaged {
-            self.heal_unit(&lease, address).await;
+            self.heal_later(address);
         }
         Ok(ReadOutcome::Found(value))
     }

@@ -57,7 +57,7 @@ pub enum Outcome {
 /// A host doing one thing after another.
 pub struct Host {
     pub rng: SeededRng,
-    /// By what it waits, if it gives some writes up.
+    /// By what it waits, if it gives some reads and writes up.
     pub patience: Option<EnvRef>,
     pub volume: VolumeRef,
     pub swarm: Rc<Swarm>,
@@ -138,18 +138,24 @@ impl Host {
         let id = self.model.borrow_mut().issue(first, sectors, false, sectors <= 128);
         let bytes = Bytes::from(self.model.borrow().bytes(id));
         let write = Arc::clone(&self.volume).write(self.swarm.offset_of(first), bytes);
-        let Some(env) = self.patience.as_ref().filter(|_| self.rng.chance(300_000)) else {
-            return self.acknowledge(id, write.await);
-        };
-        // As when the host's connection is lost.
-        let patience = Duration::from_micros(self.rng.below(100 << self.rng.below(12)));
-        match select(write, env.sleep(patience)).await {
-            Either::Left((result, _)) => self.acknowledge(id, result),
-            Either::Right(((), write)) => {
-                drop(write);
+        match self.while_patient(write).await {
+            Some(result) => self.acknowledge(id, result),
+            None => {
                 self.model.borrow_mut().give_up(id);
                 Ok(Outcome::Done)
             }
+        }
+    }
+
+    /// What a request comes to; `None` if it was given up, as when the host's connection is lost.
+    async fn while_patient<T>(&self, request: impl Future<Output = T>) -> Option<T> {
+        let Some(env) = self.patience.as_ref().filter(|_| self.rng.chance(300_000)) else {
+            return Some(request.await);
+        };
+        let patience = Duration::from_micros(self.rng.below(100 << self.rng.below(12)));
+        match select(std::pin::pin!(request), env.sleep(patience)).await {
+            Either::Left((result, _)) => Some(result),
+            Either::Right(_) => None,
         }
     }
 
@@ -202,9 +208,14 @@ impl Host {
     async fn read(&self) -> Result<(), String> {
         let (first, sectors) = self.range();
         let begun = self.model.borrow_mut().begin_read();
-        match read_sectors(&self.volume, self.swarm.offset_of(first), sectors).await {
-            Ok(bytes) => self.model.borrow_mut().check(begun, first, &bytes),
-            Err(error) => {
+        let read = read_sectors(&self.volume, self.swarm.offset_of(first), sectors);
+        match self.while_patient(read).await {
+            Some(Ok(bytes)) => self.model.borrow_mut().check(begun, first, &bytes),
+            None => {
+                self.model.borrow_mut().end_read(begun);
+                Ok(())
+            }
+            Some(Err(error)) => {
                 self.model.borrow_mut().end_read(begun);
                 if self.is_closing(&error) {
                     return Ok(());

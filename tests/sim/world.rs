@@ -62,7 +62,7 @@ pub struct World {
     closing: Rc<Cell<bool>>,
     /// Where hosts that fill the pod go on.
     cursor: Rc<Cell<u64>>,
-    /// Hosts give up some writes.
+    /// Hosts give up some reads and writes.
     impatient: bool,
     /// Pods are scrubbed, at any time.
     scrubs: bool,
