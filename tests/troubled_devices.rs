@@ -15,6 +15,7 @@ use weft::device::sim::SimFaults;
 use weft::device::sim::SimProfile;
 use weft::env::EnvRef;
 use weft::env::sim::SimEnv;
+use weft::format::superblock::SLOT_OFFSETS;
 use weft::format::unit::UNIT_BYTES;
 use weft::volume::Piece;
 use weft::volume::VolumeDirectory;
@@ -222,6 +223,19 @@ fn reads_do_not_wait_for_healing_and_a_close_does() {
         pod.close().await.expect("close");
         assert_eq!(device().healed, before.healed + 1, "no heal under way is cut off");
         assert!(lab.disks.iter().all(|disk| disk.in_flight() == 0), "and nothing is left of them");
+    });
+    lab.world.halt();
+}
+
+#[test]
+fn an_unreadable_superblock_is_no_reason_to_leave_a_device_out() {
+    let lab = Lab::new(1 << 20, QUICK);
+    for (disk, slot) in lab.disks.iter().zip(SLOT_OFFSETS) {
+        disk.set_faults(SimFaults { bad_area: slot..slot + 4096, ..SimFaults::default() });
+    }
+    lab.life(async |env| {
+        let pod = lab.open(&env).await;
+        assert_eq!(states(&pod), ["in service"; DEVICES]);
     });
     lab.world.halt();
 }

@@ -30,14 +30,22 @@ pub struct DeviceSuperblock {
     pub slot: u64,
 }
 
-/// Reads both slots of a device; `None` if neither holds a superblock.
+/// Reads both slots of a device; `None` if neither holds a superblock. One that cannot be read is no
+/// worse than one that is damaged.
 ///
 /// # Errors
-/// The device's, if it cannot be read at all.
+/// The device's, if no superblock was found and it could not be read everywhere.
 pub async fn read_superblock(device: &DeviceRef) -> Result<Option<DeviceSuperblock>> {
     let mut newest: Option<DeviceSuperblock> = None;
+    let mut unreadable = None;
     for (slot, offset) in SLOT_OFFSETS.into_iter().enumerate() {
-        let buf = device.read(offset, AlignedBuf::zeroed(bytes_usize(IO_ALIGN))).await?;
+        let buf = match device.read(offset, AlignedBuf::zeroed(bytes_usize(IO_ALIGN))).await {
+            Ok(buf) => buf,
+            Err(error) => {
+                unreadable = Some(error);
+                continue;
+            }
+        };
         let Ok(superblock) = Superblock::decode(&buf) else { continue };
         let age = |superblock: &Superblock| (superblock.epoch, superblock.generation);
         let newer = newest.as_ref().is_none_or(|found| age(&found.superblock) < age(&superblock));
@@ -45,7 +53,10 @@ pub async fn read_superblock(device: &DeviceRef) -> Result<Option<DeviceSuperblo
             newest = Some(DeviceSuperblock { superblock, slot: slot as u64 });
         }
     }
-    Ok(newest)
+    match (newest, unreadable) {
+        (None, Some(error)) => Err(error),
+        (newest, _) => Ok(newest),
+    }
 }
 
 /// Writes `superblock` to `slot` of a device that is not yet part of an open pod.

@@ -7,6 +7,7 @@ use weft::device::sim::SimFaults;
 use weft::env::sim::Choose;
 use weft::env::sim::SeededRng;
 use weft::format::superblock::JOURNAL_OFFSET;
+use weft::format::superblock::SLOT_OFFSETS;
 
 use crate::model::SECTOR;
 use crate::script::Script;
@@ -255,6 +256,20 @@ impl Swarm {
         let doublings = if slow_area.start > JOURNAL_OFFSET { 6 } else { 9 };
         let slow_area_by = Duration::from_micros(rng.below(500 << rng.below(doublings)));
         SimFaults { slow_area, slow_area_by, ..SimFaults::default() }
+    }
+
+    /// Bytes of one misbehaving device that cannot be read in one life, if there are any: a few
+    /// sectors, mostly of a superblock or the journal.
+    pub fn draw_bad_area(&self, rng: &SeededRng) -> Range<u64> {
+        if !rng.chance(300_000) {
+            return 0..0;
+        }
+        let start = match rng.below(4) {
+            0 => SLOT_OFFSETS[rng.below(2) as usize],
+            1 => rng.below(self.device_bytes / 4096) * 4096,
+            _ => JOURNAL_OFFSET + rng.below(self.journal_bytes / 4096) * 4096,
+        };
+        start..start + (4096 << rng.below(5))
     }
 
     /// Faults for one misbehaving device and one life.

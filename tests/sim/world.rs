@@ -64,6 +64,8 @@ pub struct World {
     cursor: Rc<Cell<u64>>,
     /// Hosts give up some reads and writes.
     impatient: bool,
+    /// What chooses which bytes of faulty devices cannot be read, in seeds where there are any.
+    bad_areas: Option<SeededRng>,
     /// Pods are scrubbed, at any time.
     scrubs: bool,
     /// After a crash that split the pod: in how many lives the faulty devices are away.
@@ -136,6 +138,10 @@ impl World {
             cursor: Rc::default(),
             // Not of `rng`, so that the other seeds stay what they were.
             impatient: SeededRng::new(!seed).chance(200_000),
+            bad_areas: {
+                let rng = SeededRng::new(seed.rotate_left(40));
+                rng.chance(250_000).then_some(rng)
+            },
             scrubs: scrubs(seed),
             split: Cell::default(),
             quiet: Cell::default(),
@@ -347,7 +353,9 @@ impl World {
         }
         for index in &self.swarm.faulty {
             let disk = &self.disks[*index];
-            disk.set_faults(self.swarm.draw_faults(&self.rng, slow_area.clone()));
+            let mut faults = self.swarm.draw_faults(&self.rng, slow_area.clone());
+            faults.bad_area = self.bad_areas.as_ref().map_or(0..0, |r| self.swarm.draw_bad_area(r));
+            disk.set_faults(faults);
             if away || (self.swarm.faults.absent && self.chance(40)) {
                 self.attached.borrow_mut()[*index] = false;
             }

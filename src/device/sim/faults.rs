@@ -43,6 +43,8 @@ pub struct SimFaults {
     pub flush_error_ppm: u32,
     /// A write is acknowledged and not stored.
     pub lost_write_ppm: u32,
+    /// Every read that touches this range of offsets fails with `DeviceTransient`.
+    pub bad_area: Range<u64>,
     /// Every write that starts in this range of offsets is acknowledged and not stored.
     pub lost_area: Range<u64>,
     /// A write is acknowledged and stored at another offset.

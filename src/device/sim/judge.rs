@@ -14,6 +14,10 @@ use crate::units::bytes_u64;
 /// What a pod writes as one piece is often this long and lies on a multiple of it.
 const UNIT_BYTES: u64 = 64 << 10;
 
+fn overlaps(offset: u64, length: usize, area: &Range<u64>) -> bool {
+    offset < area.end && area.start < offset + bytes_u64(length)
+}
+
 /// What will come of an I/O, drawn when it is issued.
 pub(super) enum Verdict {
     Good,
@@ -47,7 +51,8 @@ impl State {
             Work::Flush { .. } => (OneShot::FlushError, faults.flush_error_ppm),
             Work::Discard { .. } => return Verdict::Good,
         };
-        if self.one_shot(offset, |fault| fault == error).is_some() || rng.chance(error_ppm) {
+        let bad = matches!(work, Work::Read(buf) if overlaps(offset, buf.len(), &faults.bad_area));
+        if bad || self.one_shot(offset, |fault| fault == error).is_some() || rng.chance(error_ppm) {
             return Verdict::Fails(rng.random_u64());
         }
         let Work::Write { data, .. } = work else { return Verdict::Good };
