@@ -15,6 +15,7 @@ use weft::device::sim::SimFaults;
 use weft::device::sim::SimProfile;
 use weft::env::EnvRef;
 use weft::env::sim::SimEnv;
+use weft::format::superblock::JOURNAL_OFFSET;
 use weft::format::superblock::SLOT_OFFSETS;
 use weft::format::unit::UNIT_BYTES;
 use weft::volume::Piece;
@@ -236,6 +237,32 @@ fn an_unreadable_superblock_is_no_reason_to_leave_a_device_out() {
     lab.life(async |env| {
         let pod = lab.open(&env).await;
         assert_eq!(states(&pod), ["in service"; DEVICES]);
+    });
+    lab.world.halt();
+}
+
+#[test]
+fn bad_sectors_in_the_journals_of_all_devices_lose_no_batch() {
+    let lab = Lab::new(1 << 20, QUICK);
+    lab.life(async |env| {
+        let pod = lab.open(&env).await;
+        let volume = pod.find("v").expect("created");
+        for block in 0..60 {
+            write(&volume, BLOCKS + block).await;
+        }
+    });
+    for (index, disk) in (0..).zip(&lab.disks) {
+        let start = JOURNAL_OFFSET + index * (160 << 10) + (100 << 10);
+        let bad_area = start..start + (2048 << index);
+        disk.set_faults(SimFaults { bad_area, ..SimFaults::default() });
+    }
+    lab.life(async |env| {
+        let pod = lab.open(&env).await;
+        assert_eq!(states(&pod), ["in service"; DEVICES]);
+        let volume = pod.find("v").expect("created");
+        for block in 0..60 {
+            check(&volume, BLOCKS + block).await;
+        }
     });
     lab.world.halt();
 }

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use super::journal::JournalStart;
 use super::journal::place_batch;
 use crate::canary::Bug;
 use crate::canary::planted;
+use crate::device::AlignedBuf;
 use crate::device::Durability;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -40,6 +42,9 @@ use crate::units::bytes_usize;
 
 /// How much of a ring is read at a time.
 const WINDOW_BYTES: u64 = 8 << 20;
+/// The same where a window cannot be read as a whole. So small that reads of good places come
+/// between those of the blocks of a bad one: too many errors in a row are the device's end.
+const PIECE_BYTES: u64 = 64 << 10;
 
 /// An intact batch and who holds it.
 struct FoundBatch {
@@ -74,7 +79,7 @@ pub(super) async fn recover(pool: &Pool, head: &Superblock) -> Result<Recovered>
     let scans = pool.members.iter().filter(|member| member.in_service());
     let scans = scans.map(|member| scan_ring(member, pool, head));
     let mut found = Found::new();
-    for (device, batches) in join_all(scans).await.into_iter().flatten() {
+    for (device, batches) in join_all(scans).await {
         for batch in batches {
             unite(&mut found, device, batch);
         }
@@ -116,12 +121,12 @@ fn journal_start(head: &Superblock, chain: &[FoundBatch]) -> JournalStart {
     }
 }
 
-/// Reads one device's ring. A device that cannot be read contributes nothing.
+/// Reads one device's ring. What cannot be read of it contributes nothing.
 async fn scan_ring(
     member: &Arc<Member>,
     pool: &Pool,
     head: &Superblock,
-) -> Option<(usize, Vec<FoundBatch>)> {
+) -> (usize, Vec<FoundBatch>) {
     let ring = pool.geometry.journal_bytes;
     let mut batches = Vec::new();
     let mut window = 0;
@@ -129,7 +134,7 @@ async fn scan_ring(
         let end = (window + WINDOW_BYTES).min(ring);
         // A batch may begin in this window and end in the next.
         let length = (end + BATCH_BYTES_MAX).min(ring) - window;
-        let bytes = member.read(JOURNAL_OFFSET + window, bytes_usize(length)).await.ok()?.freeze();
+        let bytes = read_what_can_be(member, JOURNAL_OFFSET + window, length).await.freeze();
         let mut at = 0;
         while window + at < end {
             let rest = bytes.get(bytes_usize(at)..).unwrap_or_default();
@@ -143,7 +148,37 @@ async fn scan_ring(
         }
         window = end;
     }
-    Some((member.index, batches))
+    (member.index, batches)
+}
+
+/// Reads a range, in smaller pieces where it must be; what cannot be read is zero. A device of which
+/// too much cannot be read leaves service, and ends this.
+async fn read_what_can_be(member: &Member, offset: u64, length: u64) -> AlignedBuf {
+    if let Ok(bytes) = member.read(offset, bytes_usize(length)).await {
+        return bytes;
+    }
+    let mut bytes = AlignedBuf::zeroed(bytes_usize(length));
+    let mut pieces = split(0..length, PIECE_BYTES);
+    while let Some(piece) = pieces.pop()
+        && member.in_service()
+    {
+        let at = bytes_usize(piece.start)..bytes_usize(piece.end);
+        match member.read(offset + piece.start, at.len()).await {
+            Ok(read) => bytes[at].copy_from_slice(&read),
+            Err(_) if bytes_u64(at.len()) > IO_ALIGN => pieces.extend(split(piece, IO_ALIGN)),
+            Err(_) => {}
+        }
+    }
+    bytes
+}
+
+/// The pieces of a range, the last one first.
+fn split(range: Range<u64>, piece_bytes: u64) -> Vec<Range<u64>> {
+    let starts = range.clone().step_by(bytes_usize(piece_bytes));
+    let mut pieces: Vec<_> =
+        starts.map(|start| start..(start + piece_bytes).min(range.end)).collect();
+    pieces.reverse();
+    pieces
 }
 
 /// The batch at the start of `rest`, which lies at `at` in the ring, if it is intact, in its place
@@ -276,7 +311,7 @@ pub(super) async fn complete_copies(pool: &Pool, recovered: &Recovered) -> Resul
             if batch.devices.contains(&member.index) || !member.in_service() {
                 continue;
             }
-            let mut aligned = crate::device::AlignedBuf::zeroed(batch.bytes.len());
+            let mut aligned = AlignedBuf::zeroed(batch.bytes.len());
             aligned.copy_from_slice(&batch.bytes);
             if member.write(offset, aligned.freeze(), Durability::Durable).await.is_ok() {
                 copies += 1;
