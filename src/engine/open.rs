@@ -208,7 +208,7 @@ impl Engine {
         })
         .await?;
         pool.table.lock().extend_ids(id_limit);
-        recovery::complete_copies(&pool, &recovered).await?;
+        recovery::complete_copies(&pool, &mut recovered).await?;
         let journal = Journal::new(head.journal_bytes, pool.members.len(), recovered.start.clone());
         let engine = Arc::new(Self::assembled(env, pool, journal, epoch, options));
         engine.restore_catalog(loaded.catalog);

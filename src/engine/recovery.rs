@@ -6,12 +6,15 @@
 //! stamp at or above the gap proves the latter, and the pod is not opened.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream;
 
 use super::journal::BatchSpan;
 use super::journal::JournalStart;
@@ -45,6 +48,8 @@ const WINDOW_BYTES: u64 = 8 << 20;
 /// The same where a window cannot be read as a whole. So small that reads of good places come
 /// between those of the blocks of a bad one: too many errors in a row are the device's end.
 const PIECE_BYTES: u64 = 64 << 10;
+/// Copies written at once. Arbitrary: enough to keep the devices busy, at most 32 MiB of memory.
+const COPIES_AT_ONCE: usize = 32;
 
 /// An intact batch and who holds it.
 struct FoundBatch {
@@ -291,39 +296,94 @@ fn decode_batch(pod: PodId, batch: &FoundBatch, records: &mut Vec<ReplayRecord>)
     }
 }
 
+/// A batch to be copied to a device.
+struct Copy {
+    /// Index of the batch.
+    batch: usize,
+    device: usize,
+}
+
 /// Copies batches that fewer than m+1 devices in service hold, at the same ring position.
+///
+/// # Durability
+/// When it returns `Ok`, m+1 devices hold each batch.
 ///
 /// # Errors
 /// If m+1 copies cannot be had.
-pub(super) async fn complete_copies(pool: &Pool, recovered: &Recovered) -> Result<()> {
-    let needed = pool.geometry.journal_copies();
-    for batch in &recovered.batches {
-        if planted(Bug::CopiesNotCompleted) {
-            break;
+pub(super) async fn complete_copies(pool: &Pool, recovered: &mut Recovered) -> Result<()> {
+    if planted(Bug::CopiesNotCompleted) {
+        return Ok(());
+    }
+    let batches = &mut recovered.batches;
+    let mut refused = vec![false; pool.members.len()];
+    loop {
+        // Again after each round: who holds a batch may have left service meanwhile.
+        let copies = missing_copies(pool, batches, &refused)?;
+        if copies.is_empty() {
+            return Ok(());
         }
-        let mut copies =
-            batch.devices.iter().filter(|device| pool.members[**device].in_service()).count();
-        let offset = JOURNAL_OFFSET + batch.header.position % pool.geometry.journal_bytes;
-        for member in &pool.members {
-            if copies >= needed {
-                break;
+        let took = write_copies(pool, batches, &copies).await;
+        for Copy { batch, device } in copies {
+            match took[device] {
+                true => batches[batch].devices.push(device),
+                false => refused[device] = true,
             }
-            if batch.devices.contains(&member.index) || !member.in_service() {
-                continue;
-            }
-            let mut aligned = AlignedBuf::zeroed(batch.bytes.len());
-            aligned.copy_from_slice(&batch.bytes);
-            if member.write(offset, aligned.freeze(), Durability::Durable).await.is_ok() {
-                copies += 1;
-            }
-        }
-        if copies < needed {
-            return Err(Error::new(ErrorKind::Poisoned, "copy journal").context(format_args!(
-                "{copies} devices hold a batch, {needed} are needed; attach more devices"
-            )));
         }
     }
-    Ok(())
+}
+
+/// The copies to be written, spread over the devices that did not refuse any.
+fn missing_copies(pool: &Pool, batches: &[FoundBatch], refused: &[bool]) -> Result<Vec<Copy>> {
+    let needed = pool.geometry.journal_copies();
+    let in_service = pool.in_service();
+    let mut given = vec![0_u64; in_service.len()];
+    let mut copies = Vec::new();
+    for (number, batch) in batches.iter().enumerate() {
+        let held = batch.devices.iter().filter(|device| in_service[**device]).count();
+        let takes = |device: &usize| {
+            in_service[*device] && !refused[*device] && !batch.devices.contains(device)
+        };
+        let mut others: Vec<usize> = (0..in_service.len()).filter(takes).collect();
+        others.sort_by_key(|device| given[*device]);
+        others.truncate(needed.saturating_sub(held));
+        if held + others.len() < needed {
+            return Err(Error::new(ErrorKind::Poisoned, "copy journal").context(format_args!(
+                "{} devices hold a batch or can take it, {needed} are needed; attach more devices",
+                held + others.len()
+            )));
+        }
+        for device in others {
+            given[device] += batch.header.batch_bytes();
+            copies.push(Copy { batch: number, device });
+        }
+    }
+    Ok(copies)
+}
+
+/// Writes copies in any order, then makes all of a device durable at once: one by one, a ring full of
+/// small batches would take far longer than everything else a start does. Says which devices took
+/// all of theirs.
+async fn write_copies(pool: &Pool, batches: &[FoundBatch], copies: &[Copy]) -> Vec<bool> {
+    let mut took = vec![true; pool.members.len()];
+    let writes = copies.iter().map(|copy| async {
+        let batch = &batches[copy.batch];
+        let offset = JOURNAL_OFFSET + batch.header.position % pool.geometry.journal_bytes;
+        let data = AlignedBuf::padded(&batch.bytes, batch.bytes.len()).freeze();
+        let member = &pool.members[copy.device];
+        (copy.device, member.write(offset, data, Durability::Volatile).await.is_ok())
+    });
+    let mut writes = stream::iter(writes).buffer_unordered(COPIES_AT_ONCE);
+    while let Some((device, written)) = writes.next().await {
+        took[device] &= written;
+    }
+    let concerned: BTreeSet<usize> = copies.iter().map(|copy| copy.device).collect();
+    let flushes = concerned
+        .into_iter()
+        .map(|device| async move { (device, pool.members[device].flush().await.is_ok()) });
+    for (device, flushed) in join_all(flushes).await {
+        took[device] &= flushed;
+    }
+    took
 }
 
 /// The first LSN of the new epoch.
