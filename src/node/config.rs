@@ -30,9 +30,6 @@ pub const DEFAULT_FILE: &str = include_str!("../../docs/config.toml");
 /// Where a node runs if nothing says otherwise.
 pub const DATA_DIR_DEFAULT: &str = "./weft-data";
 
-/// Strips in a segment, at most. Arbitrary: wider than any pod of one node has use for.
-pub const STRIPS_MAX: usize = 64;
-
 /// Shortest device. Less would leave no room for data beside journal, superblocks and reserve.
 pub const DEVICE_BYTES_MIN: u64 = 256 << 20;
 
@@ -335,6 +332,9 @@ type Given<T> = Option<Spanned<T>>;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::PodId;
+    use crate::format::table::STRIPS_MAX;
+    use crate::pool::Geometry;
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
         Config::parse(text, Overrides::default())
@@ -347,6 +347,33 @@ mod tests {
         assert!(documented.pod.geometry_given && !defaults.pod.geometry_given);
         defaults.pod.geometry_given = true;
         assert_eq!(documented, defaults);
+    }
+
+    #[test]
+    fn a_geometry_is_taken_if_and_only_if_a_pod_can_have_it() {
+        assert!(DEFAULT_FILE.contains(&format!("At most {STRIPS_MAX} strips")));
+        let strips = 0..=STRIPS_MAX + 1;
+        for (data_strips, parity_strips) in
+            strips.clone().flat_map(|data| strips.clone().map(move |parity| (data, parity)))
+        {
+            let fewest = (data_strips + parity_strips).max(2 * parity_strips + 1);
+            for devices in [fewest - 1, fewest] {
+                let paths: Vec<_> = (0..devices).map(|index| format!("disk{index}")).collect();
+                let text = format!(
+                    "[pod]\ndata_strips = {data_strips}\nparity_strips = {parity_strips}\n\
+                     devices = {paths:?}"
+                );
+                let geometry = Geometry {
+                    pod: PodId([0; 16]),
+                    devices,
+                    data_strips,
+                    parity_strips,
+                    strip_bytes: 1 << 20,
+                    journal_bytes: 8 << 20,
+                };
+                assert_eq!(parse(&text).is_ok(), geometry.validate().is_ok(), "{text}");
+            }
+        }
     }
 
     #[test]

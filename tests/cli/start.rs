@@ -155,15 +155,14 @@ fn devices_that_hold_something_else_are_left_alone() {
     precious[512] = 0x55;
     let file = scratch.path("disk");
     fs::write(&file, &precious).expect("written");
-    let config = scratch.config(&format!(
-        "pod.devices = [{:?}]\npod.data_strips = 1\npod.parity_strips = 0",
-        file.display()
-    ));
+    let devices = [file.clone(), scratch.path("new-0"), scratch.path("new-1")];
+    let config = scratch
+        .config(&format!("pod.devices = {devices:?}\npod.data_strips = 1\npod.parity_strips = 1"));
     let refused = weft(&["--config", text(&config)]);
     assert_ne!(refused.code, Some(0), "{refused:?}");
     assert!(refused.err.contains("not blank"), "{refused:?}");
     assert_eq!(fs::read(&file).expect("there"), precious);
-    assert!(!scratch.path("data/pod.json").exists());
+    assert!(!devices[1].exists() && !scratch.path("data/pod.json").exists());
 }
 
 #[test]

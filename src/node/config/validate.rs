@@ -21,12 +21,12 @@ use super::NvmeConfig;
 use super::NvmeTcpConfig;
 use super::Overrides;
 use super::PodConfig;
-use super::STRIPS_MAX;
 use super::SizeText;
 use super::TlsConfig;
 use super::TlsProof;
 use super::Wrong;
 use super::raw;
+use crate::format::table::STRIPS_MAX;
 use crate::observe::log::Format;
 use crate::secret::Hash;
 use crate::target::nvmf::auth::Policy;
@@ -80,9 +80,9 @@ pub(super) fn validate(file: raw::File, overrides: Overrides) -> Result<Config, 
 fn pod(raw: raw::Pod, data_dir: &Path) -> Result<PodConfig, Wrong> {
     let geometry_given = raw.data_strips.is_some() || raw.parity_strips.is_some();
     let blame = span(&raw.devices).or(span(&raw.data_strips)).or(span(&raw.parity_strips));
-    let data_strips = number("pod.data_strips", raw.data_strips, 1..=STRIPS_MAX)?.unwrap_or(4);
+    let data_strips = number("pod.data_strips", raw.data_strips, 1..=STRIPS_MAX - 1)?.unwrap_or(4);
     let parity_strips =
-        number("pod.parity_strips", raw.parity_strips, 0..=STRIPS_MAX - 1)?.unwrap_or(2);
+        number("pod.parity_strips", raw.parity_strips, 1..=STRIPS_MAX - 1)?.unwrap_or(2);
     let devices_given = raw.devices.as_ref().is_some_and(|devices| !devices.get_ref().is_empty());
     let devices = devices(raw.devices, data_strips, parity_strips, data_dir)?;
     check_geometry(devices.len(), data_strips, parity_strips)
