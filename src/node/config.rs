@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use crate::format::superblock::JOURNAL_OFFSET;
 use crate::observe::log::Format;
 use crate::target::nvmf::auth::Policy;
 use crate::target::nvmf::subsystem::SecureChannel;
@@ -32,6 +33,13 @@ pub const DATA_DIR_DEFAULT: &str = "./weft-data";
 
 /// Shortest device. Less would leave no room for data beside journal, superblocks and reserve.
 pub const DEVICE_BYTES_MIN: u64 = 256 << 20;
+
+/// Most devices of a pod: what a superblock can number.
+pub const DEVICES_MAX: usize = 65535;
+
+/// What every device has for data at least: the fewest strips of the shortest kind, 64 of 64 KiB,
+/// that a pod is created with. A pod of more devices than strips may need more.
+const DATA_BYTES_MIN: u64 = 4 << 20;
 
 /// A configuration in which everything holds that must.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -267,6 +275,11 @@ impl Config {
             reason: wrong.reason,
         })
     }
+}
+
+/// The shortest device that has room for such a journal, and for anything beside it.
+pub(super) fn device_bytes_min(journal_bytes: u64) -> u64 {
+    JOURNAL_OFFSET + journal_bytes + DATA_BYTES_MIN
 }
 
 /// A value of the right type that is not allowed.

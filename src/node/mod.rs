@@ -71,6 +71,7 @@ mod notify;
 mod pod;
 mod polling;
 mod recorder;
+mod rehearsal;
 
 use config::Config;
 use config::LogConfig;

@@ -21,6 +21,7 @@ use super::directory::Directory;
 use super::directory::Record;
 use super::directory::State;
 use super::directory::wrap;
+use super::rehearsal::rehearse;
 use crate::device::DeviceRef;
 use crate::device::file::FileDevice;
 use crate::device::file::OpenMode;
@@ -109,8 +110,10 @@ async fn open_known(
 /// Makes new, blank files for those that are gone, where the node made the first ones.
 fn create_replacements(paths: &[PathBuf], record: &Record) -> Result<()> {
     for (path, device) in paths.iter().zip(&record.devices) {
-        if device.created_bytes.is_some() && !path.exists() {
-            create_device(path, device, record)?;
+        if let Some(bytes) = device.created_bytes
+            && !path.exists()
+        {
+            create_device(path, bytes, record.journal_bytes)?;
             tracing::info!(device = %path.display(), "device file created to replace a missing one");
         }
     }
@@ -155,17 +158,24 @@ async fn create(
     unfinished: Option<Record>,
 ) -> Result<Arc<Pod>> {
     let plan = plan(directory, &config.pod, unfinished.as_ref())?;
-    directory.write_record(&plan)?;
-
-    let mut devices: Vec<DeviceRef> = Vec::with_capacity(plan.devices.len());
-    for device in &plan.devices {
-        devices.push(create_device(&directory.resolved(&device.path), device, &plan)?);
-    }
     let options = FormatOptions {
         data_strips: plan.data_strips,
         parity_strips: plan.parity_strips,
         journal_bytes: plan.journal_bytes,
     };
+    let planned = open_existing(directory, &plan)?;
+    check_room(&env, &planned, &options).await?;
+    directory.write_record(&plan)?;
+
+    let mut devices: Vec<DeviceRef> = Vec::with_capacity(planned.len());
+    for (device, planned) in plan.devices.iter().zip(planned) {
+        devices.push(match planned {
+            Planned::There(device) => device,
+            Planned::New(bytes) => {
+                create_device(&directory.resolved(&device.path), bytes, plan.journal_bytes)?
+            }
+        });
+    }
     let uuid = Pod::format(&env, &devices, &options).await?;
     let devices = devices.into_iter().map(Some).collect();
     let pod = Pod::open(env, devices, open_options(config)).await?;
@@ -179,6 +189,44 @@ async fn create(
     directory.write_record(&record)?;
     tracing::info!(pod = %uuid, directory = %directory.path().display(), "pod created");
     Ok(pod)
+}
+
+/// A device of a pod that is to be created.
+enum Planned {
+    There(DeviceRef),
+    /// A file of this length.
+    New(u64),
+}
+
+/// Opens those devices of a new pod that are there.
+fn open_existing(directory: &Directory, plan: &Record) -> Result<Vec<Planned>> {
+    let open = |device: &DeviceRecord| -> Result<Planned> {
+        if let Some(bytes) = device.created_bytes {
+            return Ok(Planned::New(bytes));
+        }
+        let path = directory.resolved(&device.path);
+        Ok(Planned::There(Arc::new(FileDevice::open(path, OpenMode::ReadWrite)?)))
+    };
+    plan.devices.iter().map(open).collect()
+}
+
+/// Refuses devices that are too short for the journal, and for data beside it.
+async fn check_room(env: &EnvRef, planned: &[Planned], options: &FormatOptions) -> Result<()> {
+    let length = |planned: &Planned| match planned {
+        Planned::There(device) => device.len_bytes(),
+        Planned::New(bytes) => *bytes,
+    };
+    let lengths: Vec<u64> = planned.iter().map(length).collect();
+    rehearse(env, &lengths, options).await.map_err(|error| {
+        error.context(format!(
+            "{} devices, {} + {} strips, a journal of {} on each device: take longer devices \
+             (pod.device_size, where they are files) or a shorter journal (pod.journal_size)",
+            lengths.len(),
+            options.data_strips,
+            options.parity_strips,
+            format_size(options.journal_bytes)
+        ))
+    })
 }
 
 /// Decides what a new pod is made of, having changed nothing but files of a creation cut short.
@@ -257,15 +305,11 @@ fn default_device_bytes(files: &[&PathBuf]) -> Result<u64> {
     Ok(each)
 }
 
-fn create_device(path: &Path, device: &DeviceRecord, plan: &Record) -> Result<DeviceRef> {
-    match device.created_bytes {
-        // The journal and what lies before it must never meet a full file system.
-        Some(bytes) => {
-            let prefix = JOURNAL_OFFSET + plan.journal_bytes;
-            Ok(Arc::new(FileDevice::create(path, bytes, prefix)?))
-        }
-        None => Ok(Arc::new(FileDevice::open(path, OpenMode::ReadWrite)?)),
-    }
+/// Creates the file of a device that is not there yet.
+fn create_device(path: &Path, bytes: u64, journal_bytes: u64) -> Result<DeviceRef> {
+    // The journal and what lies before it must never meet a full file system.
+    let prefix = JOURNAL_OFFSET + journal_bytes;
+    Ok(Arc::new(FileDevice::create(path, bytes, prefix)?))
 }
 
 async fn open(env: EnvRef, paths: &[PathBuf], config: &Config) -> Result<Arc<Pod>> {

@@ -128,6 +128,36 @@ fn an_address_in_use_is_refused_before_anything_is_created() {
 }
 
 #[test]
+fn devices_too_short_for_the_journal_are_refused_before_anything_is_created() {
+    let scratch = Scratch::new();
+    let short = |index: usize| {
+        let path = scratch.path(&format!("short-{index}"));
+        fs::File::create(&path).and_then(|file| file.set_len(64 << 20)).expect("created");
+        path
+    };
+    let there: Vec<_> = (0..6).map(short).collect();
+    // More devices than strips, which makes for longer strips.
+    let many: Vec<_> = (0..12).map(|index| scratch.path(&format!("many-{index}"))).collect();
+    for more in [
+        "pod.journal_size = \"4GiB\"".to_owned(),
+        format!("pod.devices = {there:?}"),
+        format!("pod.devices = {there:?}\npod.journal_size = \"63MiB\""),
+        format!(
+            "pod.devices = {many:?}\npod.device_size = \"256MiB\"\n\
+             pod.data_strips = 2\npod.parity_strips = 1"
+        ),
+    ] {
+        let refused = weft(&["--config", text(&scratch.config(&more))]);
+        assert_eq!(refused.code, Some(2), "{more}: {refused:?}");
+        let told = ["the smallest device has", "pod.journal_size"];
+        assert!(told.iter().all(|told| refused.err.contains(told)), "{refused:?}");
+        assert!(!scratch.path("data/pod.json").exists(), "{more}");
+        assert!(!scratch.path("data/devices/dev-0.img").exists() && !many[0].exists(), "{more}");
+    }
+    Node::start(&scratch, &scratch.small()).stop();
+}
+
+#[test]
 fn a_creation_cut_short_is_begun_again() {
     let scratch = Scratch::new();
     let config = scratch.small();

@@ -13,6 +13,7 @@ use super::ApiTcpConfig;
 use super::Config;
 use super::DATA_DIR_DEFAULT;
 use super::DEVICE_BYTES_MIN;
+use super::DEVICES_MAX;
 use super::FirstVolume;
 use super::Given;
 use super::LogConfig;
@@ -25,6 +26,7 @@ use super::SizeText;
 use super::TlsConfig;
 use super::TlsProof;
 use super::Wrong;
+use super::device_bytes_min;
 use super::raw;
 use crate::format::table::STRIPS_MAX;
 use crate::observe::log::Format;
@@ -39,10 +41,11 @@ use crate::units::BLOCK_BYTES_U64;
 use crate::units::IO_ALIGN;
 use crate::units::bytes_u64;
 use crate::units::format_size;
+use crate::volume::pod::VOLUME_BYTES_MAX;
 
 /// What "not said, choose for me" is called in the file.
 const AUTO: &str = "auto";
-/// Largest device or volume: what offsets of 63 bits can address.
+/// Largest device: what offsets of 63 bits can address.
 const SIZE_BYTES_MAX: u64 = 1 << 62;
 
 /// Checks everything and fills in the defaults.
@@ -88,19 +91,42 @@ fn pod(raw: raw::Pod, data_dir: &Path) -> Result<PodConfig, Wrong> {
     check_geometry(devices.len(), data_strips, parity_strips)
         .map_err(|reason| wrong(blame, "pod.devices", reason))?;
 
-    let device_size = DEVICE_BYTES_MIN..=SIZE_BYTES_MAX;
+    let (device_bytes, journal_bytes) = lengths(raw.device_size, raw.journal_size)?;
     Ok(PodConfig {
         devices,
         devices_given,
-        device_bytes: size("pod.device_size", raw.device_size, &device_size)?
-            .map(|bytes| bytes / IO_ALIGN * IO_ALIGN),
+        device_bytes,
         data_strips,
         parity_strips,
         geometry_given,
-        journal_bytes: size("pod.journal_size", raw.journal_size, &(4 << 20..=16 << 30))?
-            .map(|bytes| bytes / IO_ALIGN * IO_ALIGN),
+        journal_bytes,
         first_volume: first_volume(raw.first_volume, raw.first_volume_size)?,
     })
+}
+
+/// Length of device files and of the journal on each, as far as they are said. What "auto" comes to
+/// is known when the pod is created, which then looks whether they fit.
+fn lengths(
+    device_size: Given<SizeText>,
+    journal_size: Given<SizeText>,
+) -> Result<(Option<u64>, Option<u64>), Wrong> {
+    const JOURNAL: &str = "pod.journal_size";
+    let aligned = |bytes: u64| bytes / IO_ALIGN * IO_ALIGN;
+    let journal_at = span(&journal_size);
+    let device_size_range = DEVICE_BYTES_MIN..=SIZE_BYTES_MAX;
+    let device_bytes = size("pod.device_size", device_size, &device_size_range)?.map(aligned);
+    let journal_bytes = size(JOURNAL, journal_size, &(4 << 20..=16 << 30))?.map(aligned);
+    if let (Some(device), Some(journal)) = (device_bytes, journal_bytes)
+        && device < device_bytes_min(journal)
+    {
+        let reason = format!(
+            "needs devices of at least {}, and pod.device_size is {}",
+            format_size(device_bytes_min(journal)),
+            format_size(device)
+        );
+        return Err(wrong(journal_at, JOURNAL, reason));
+    }
+    Ok((device_bytes, journal_bytes))
 }
 
 /// The devices listed, or files of our own, as few as the geometry allows.
@@ -112,6 +138,9 @@ fn devices(
 ) -> Result<Vec<PathBuf>, Wrong> {
     let (listed, at) = split(given);
     let listed = listed.unwrap_or_default();
+    if listed.len() > DEVICES_MAX {
+        return Err(wrong(at, "pod.devices", format!("a pod has at most {DEVICES_MAX}")));
+    }
     if listed.is_empty() {
         let count = devices_min(data_strips, parity_strips);
         let file = |index| data_dir.join("devices").join(format!("dev-{index}.img"));
@@ -165,7 +194,7 @@ fn first_volume(
     name: Given<String>,
     size_text: Given<SizeText>,
 ) -> Result<Option<FirstVolume>, Wrong> {
-    let sizes = BLOCK_BYTES_U64..=SIZE_BYTES_MAX;
+    let sizes = BLOCK_BYTES_U64..=VOLUME_BYTES_MAX;
     let size_at = span(&size_text);
     let size_bytes = size("pod.first_volume_size", size_text, &sizes)?.unwrap_or(8 << 30);
     if !size_bytes.is_multiple_of(BLOCK_BYTES_U64) {
