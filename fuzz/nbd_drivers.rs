@@ -19,6 +19,7 @@ use weft::target::nbd::session::Session;
 use weft::target::nbd::wire::Command;
 use weft::target::nbd::wire::Dialect;
 use weft::target::nbd::wire::Request;
+use weft::units::BLOCK_BYTES;
 use weft::volume::memory::MemoryDirectory;
 use weft::volume::memory::MemoryVolume;
 
@@ -201,10 +202,17 @@ impl Client {
                     model[range].copy_from_slice(payload);
                 }
             }
-            // TRIM leaves the content open to us; ours reads as zero.
-            Command::Trim | Command::WriteZeroes => {
+            Command::WriteZeroes => {
                 if let Some(model) = &mut self.model {
                     model[range].fill(0);
+                }
+            }
+            // TRIM leaves the content open to us; ours zeroes whole blocks.
+            Command::Trim => {
+                let first = range.start.next_multiple_of(BLOCK_BYTES);
+                let end = first.max(range.end / BLOCK_BYTES * BLOCK_BYTES);
+                if let Some(model) = &mut self.model {
+                    model[first..end].fill(0);
                 }
             }
             Command::Cache | Command::Flush | Command::BlockStatus | Command::Disconnect => {}

@@ -448,11 +448,15 @@ impl Content {
         let first = round_up(offset, BLOCK_BYTES_U64);
         let last = end / BLOCK_BYTES_U64 * BLOCK_BYTES_U64;
         if first >= last {
-            self.zero_part(offset, end);
+            if mode != ZeroMode::Trim {
+                self.zero_part(offset, end);
+            }
             return;
         }
-        self.zero_part(offset, first);
-        self.zero_part(last, end);
+        if mode != ZeroMode::Trim {
+            self.zero_part(offset, first);
+            self.zero_part(last, end);
+        }
         self.clear(first, last, mode);
     }
 
@@ -654,6 +658,8 @@ impl VolumeDirectory for MemoryDirectory {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use futures_util::FutureExt;
     use proptest::prelude::*;
 
@@ -680,7 +686,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Op {
         Write(usize, usize, u8),
-        Zero(usize, usize, bool),
+        Zero(usize, usize, ZeroMode),
     }
 
     fn op() -> impl Strategy<Value = Op> {
@@ -688,10 +694,20 @@ mod tests {
             let (at, len) = if align { (at & !4095, (len + 4095) & !4095) } else { (at, len) };
             (at, len.min(SIZE - at))
         });
+        let mode = prop::sample::select(vec![
+            ZeroMode::Deallocate,
+            ZeroMode::KeepAllocated,
+            ZeroMode::Trim,
+        ]);
         prop_oneof![
             (range.clone(), 1..=255_u8).prop_map(|((at, len), fill)| Op::Write(at, len, fill)),
-            (range, prop::bool::ANY).prop_map(|((at, len), keep)| Op::Zero(at, len, keep)),
+            (range, mode).prop_map(|((at, len), mode)| Op::Zero(at, len, mode)),
         ]
+    }
+
+    fn whole_blocks(at: usize, len: usize) -> Range<usize> {
+        let first = at.next_multiple_of(BLOCK_BYTES);
+        first..first.max((at + len) / BLOCK_BYTES * BLOCK_BYTES)
     }
 
     proptest! {
@@ -706,11 +722,13 @@ mod tests {
                         now(volume.clone().write(bytes_u64(at), data)).unwrap();
                         model[at..at + len].fill(fill);
                     }
-                    Op::Zero(at, len, keep) => {
-                        let mode =
-                            if keep { ZeroMode::KeepAllocated } else { ZeroMode::Deallocate };
+                    Op::Zero(at, len, mode) => {
                         now(volume.clone().zero(bytes_u64(at), bytes_u64(len), mode)).unwrap();
-                        model[at..at + len].fill(0);
+                        let zeroed = match mode {
+                            ZeroMode::Trim => whole_blocks(at, len),
+                            ZeroMode::Deallocate | ZeroMode::KeepAllocated => at..at + len,
+                        };
+                        model[zeroed].fill(0);
                     }
                 }
                 let mut pieces = Vec::new();

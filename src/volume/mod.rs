@@ -69,10 +69,14 @@ pub fn pieces_equal(pieces: &[Piece], expected: &[u8]) -> bool {
 /// How a range becomes zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ZeroMode {
-    /// Give the space back; reads as zero afterwards. (NBD TRIM, WRITE_ZEROES without NO_HOLE.)
+    /// Give the space back; reads as zero afterwards. (NBD WRITE_ZEROES without NO_HOLE.)
     Deallocate,
     /// Reads as zero and is reported as allocated. (NBD WRITE_ZEROES with NO_HOLE.)
     KeepAllocated,
+    /// Give back the blocks of 4096 bytes that lie wholly in the range, and leave those alone of
+    /// which only a part does: to rewrite them takes room, and a full volume is trimmed to get some.
+    /// (NBD TRIM, NVMe Dataset Management.)
+    Trim,
 }
 
 /// A run of bytes of one kind, for block status.

@@ -281,7 +281,7 @@ impl PodVolume {
 
     /// Zeroes a range as one entry: whole blocks by a zero record, the partial ones at its ends
     /// rewritten.
-    async fn zero_range(&self, offset: u64, bytes: u64, mode: ZeroMode) -> Result<()> {
+    async fn zero_range(&self, offset: u64, bytes: u64, keep_allocated: bool) -> Result<()> {
         let span = BlockSpan::of(offset, bytes);
         let hold = self.hold(&span, "zero").await?;
         let end = offset + bytes;
@@ -298,8 +298,20 @@ impl PodVolume {
             partial,
             lba: Lba(first_whole),
             blocks: end_whole.saturating_sub(first_whole),
-            keep_allocated: mode == ZeroMode::KeepAllocated && bytes <= KEEP_ALLOCATED_BYTES_MAX,
+            keep_allocated: keep_allocated && bytes <= KEEP_ALLOCATED_BYTES_MAX,
         };
+        self.engine.zero(&self.layer, hold, &range).await
+    }
+
+    /// Gives back the whole blocks of a range, if it has any.
+    async fn trim_range(&self, offset: u64, bytes: u64) -> Result<()> {
+        let hold = self.hold(&BlockSpan::of(offset, bytes), "trim").await?;
+        let (first, end) = (offset.div_ceil(BLOCK_BYTES_U64), (offset + bytes) / BLOCK_BYTES_U64);
+        if first >= end {
+            return Ok(());
+        }
+        let (lba, blocks) = (Lba(first), end - first);
+        let range = ZeroRange { partial: Vec::new(), lba, blocks, keep_allocated: false };
         self.engine.zero(&self.layer, hold, &range).await
     }
 
@@ -473,7 +485,11 @@ impl Volume for PodVolume {
             if bytes == 0 {
                 return Ok(());
             }
-            self.zero_range(offset, bytes, mode).await
+            match mode {
+                ZeroMode::Trim => self.trim_range(offset, bytes).await,
+                ZeroMode::Deallocate => self.zero_range(offset, bytes, false).await,
+                ZeroMode::KeepAllocated => self.zero_range(offset, bytes, true).await,
+            }
         })
     }
 

@@ -122,6 +122,9 @@ class Load:
     def _send_change(self, connection, first, count):
         offset, length = self.base + first * SECTOR, count * SECTOR
         kind = self.random.choices(("write", "write-zeroes", "trim"), (86, 8, 6))[0]
+        if kind == "trim" and (first % PAGE_SECTORS or count % PAGE_SECTORS):
+            # Of pages that lie only partly in it, a trim changes nothing.
+            kind = "write-zeroes"
         self.generation += 1
         change = Change(kind, first, count, self.generation if kind == "write" else 0)
         self.in_flight.add(change)

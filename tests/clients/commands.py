@@ -54,17 +54,19 @@ def read_write(handle, base):
 
 
 def zero_and_trim(handle, base):
-    """What is trimmed or zeroed reads as zeroes, at once, and its neighbours do not change."""
+    """What is zeroed, or trimmed by whole blocks, reads as zeroes, at once, and its neighbours do not change."""
     data = pattern(4 * MIB, 9)[: 4 * MIB]
+    blocks = [(4096, 4096), (MIB, 2 * MIB)]
+    sectors = [(512, 512), (3 * 512, 21 * 512)]
     calls = [
-        lambda offset, length: handle.zero(length, offset),
-        lambda offset, length: handle.zero(length, offset, nbd.CMD_FLAG_NO_HOLE),
-        lambda offset, length: handle.zero(length, offset, nbd.CMD_FLAG_FUA),
-        lambda offset, length: handle.trim(length, offset),
-        lambda offset, length: handle.trim(length, offset, nbd.CMD_FLAG_FUA),
+        (lambda offset, length: handle.zero(length, offset), blocks + sectors),
+        (lambda offset, length: handle.zero(length, offset, nbd.CMD_FLAG_NO_HOLE), blocks + sectors),
+        (lambda offset, length: handle.zero(length, offset, nbd.CMD_FLAG_FUA), blocks + sectors),
+        (lambda offset, length: handle.trim(length, offset), blocks),
+        (lambda offset, length: handle.trim(length, offset, nbd.CMD_FLAG_FUA), blocks),
     ]
-    for call in calls:
-        for offset, length in [(4096, 4096), (512, 512), (3 * 512, 21 * 512), (MIB, 2 * MIB)]:
+    for call, ranges in calls:
+        for offset, length in ranges:
             handle.pwrite(data, base)
             call(base + offset, length)
             got = handle.pread(4 * MIB, base)
@@ -80,11 +82,15 @@ def unaligned(handle, base):
     handle.pwrite(data, base)
     handle.pwrite(b"abc", base + 4095)
     handle.zero(777, base + 9001)
-    handle.trim(5, base + 12286)
+    handle.zero(5, base + 12286)
+    # Of blocks that lie only partly in it, a trim changes nothing.
+    handle.trim(4100, base + 1)
+    handle.trim(4098, base + 16383)
     expected = bytearray(data)
     expected[4095:4098] = b"abc"
     expected[9001:9778] = bytes(777)
     expected[12286:12291] = bytes(5)
+    expected[16384:] = bytes(len(expected) - 16384)
     expect(handle.pread(19990, base + 1) == expected[1:19991], "unaligned requests give other bytes")
     handle.set_strict_mode(nbd.STRICT_MASK)
 

@@ -65,8 +65,8 @@ def fill(handle):
     if written not in CAPACITY_MIB:
         sys.exit(f"FAILED: expected {CAPACITY_MIB.start} to {CAPACITY_MIB.stop} MiB")
     check(handle, range(written), "in a full pod")
-    # Room for the note itself.
-    handle.trim(NOTE_ROOM_MIB * MIB, (written - NOTE_ROOM_MIB) * MIB)
+    # Room for the note itself, as the file system of a partition makes it that begins at an odd sector.
+    handle.trim(NOTE_ROOM_MIB * MIB - 1024, (written - NOTE_ROOM_MIB) * MIB + 512)
     retry_note(handle, written - NOTE_ROOM_MIB)
 
 

@@ -136,7 +136,7 @@ impl Session {
             Command::Read => return self.read(request, out),
             Command::Write if length > 0 => (Work::Plain(volume.write(offset, payload)), length),
             Command::Trim if length > 0 => {
-                (Work::Plain(volume.zero(offset, length, ZeroMode::Deallocate)), 0)
+                (Work::Plain(volume.zero(offset, length, ZeroMode::Trim)), 0)
             }
             Command::WriteZeroes if length > 0 => {
                 let mode =
@@ -664,8 +664,26 @@ mod tests {
         let mut client = Client::new(Dialect::Simple);
         assert_eq!(client.write(1, &[9; 5000]).error, 0);
         assert_eq!(client.ask(0, READ, 4095, 3).data, [9; 3]);
-        assert_eq!(client.ask(0, TRIM, 7, 4500).error, 0);
-        assert_eq!(client.ask(0, READ, 0, 1).data, [0]);
+        assert_eq!(client.ask(0, WRITE_ZEROES, 7, 4500).error, 0);
+        assert_eq!(client.ask(0, READ, 6, 2).data, [9, 0]);
+        assert_eq!(client.ask(0, READ, 4506, 2).data, [0, 9]);
+    }
+
+    // spec: nbd-trim
+    #[test]
+    fn a_trim_takes_whole_blocks_and_leaves_the_rest_as_it_was() {
+        for dialect in DIALECTS {
+            let mut client = Client::new(dialect);
+            assert_eq!(client.write(0, &[9; 16384]).error, 0);
+            assert_eq!(client.ask(0, TRIM, 512, 4096).error, 0, "no whole block");
+            assert_eq!(client.ask(0, TRIM, 3584, 8704).error, 0);
+            let read = client.ask(0, READ, 0, 16384);
+            let expected = [[9; 4096], [0; 4096], [0; 4096], [9; 4096]].concat();
+            match dialect {
+                Dialect::Simple => assert_eq!(read.data, expected),
+                Dialect::Structured | Dialect::Extended => assert_eq!(read.kinds, [1, 2, 1]),
+            }
+        }
     }
 
     // spec: nbd-read-oversized

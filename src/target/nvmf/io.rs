@@ -251,11 +251,14 @@ fn ranges(namespace: &Namespace, count: usize, data: &[u8]) -> Result<Vec<Span>,
     fields.collect()
 }
 
+/// Deallocates what the volume can give back. Logical blocks that are only part of that stay as they
+/// are, so they are not among those of which DLFEAT says how they read.
+/// (NVM Command Set 1.0, 3.2.3: the controller may deallocate, and leaves the rest unchanged.)
 fn deallocate(volume: Arc<dyn Volume>, spans: Vec<Span>) -> LocalBoxFuture<VolumeResult<()>> {
     Box::pin(async move {
         for span in spans.into_iter().filter(|span| span.bytes > 0) {
             let volume = VolumeRef::clone(&volume);
-            volume.zero(span.offset, span.bytes, ZeroMode::Deallocate).await?;
+            volume.zero(span.offset, span.bytes, ZeroMode::Trim).await?;
         }
         Ok(())
     })
