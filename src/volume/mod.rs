@@ -26,6 +26,9 @@ pub mod reservation;
 
 use reservation::Reservations;
 
+/// Read at a time by a prefetch, which so holds no more of it in memory besides the cache.
+pub const PREFETCH_STEP_BYTES: u64 = 1 << 20;
+
 /// A contiguous part of a read's answer. Parts are in order and cover the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
@@ -155,16 +158,17 @@ pub trait Volume: Send + Sync {
         expected: Bytes,
         data: Bytes,
     ) -> LocalBoxFuture<Result<bool>>;
-    /// Makes a range read as zero; durable and visible when it completes. Cost does not depend on
-    /// the length, so it may cover the whole volume.
+    /// Makes a range read as zero, as `mode` says; durable and visible when it completes. Cost does
+    /// not depend on the length, so it may cover the whole volume.
     fn zero(self: Arc<Self>, offset: u64, bytes: u64, mode: ZeroMode)
     -> LocalBoxFuture<Result<()>>;
     /// Completes when everything acknowledged before the call is durable.
     fn flush(self: Arc<Self>) -> LocalBoxFuture<Result<()>>;
-    /// Brings a range into the RAM cache. A hint.
+    /// Brings a range into the RAM cache, as much of its beginning as is worth it. A hint.
     fn prefetch(self: Arc<Self>, offset: u64, bytes: u64) -> LocalBoxFuture<Result<()>>;
     /// Says which parts of a range are holes, zeroes or data: at most `extents_max` (at least 1)
-    /// extents from `offset` on, neighbours of one kind merged, covering `bytes` or less.
+    /// extents from `offset` on, neighbours of one kind merged, covering `bytes` or less, so that
+    /// no answer takes long.
     fn block_status(
         self: Arc<Self>,
         offset: u64,

@@ -21,6 +21,7 @@ use uuid::Uuid;
 use weft_api::Stage;
 
 use super::Extent;
+use super::PREFETCH_STEP_BYTES;
 use super::Piece;
 use super::Volume;
 use super::VolumeRef;
@@ -55,6 +56,9 @@ use crate::units::bytes_usize;
 /// Largest range that is kept allocated when zeroed: every block of it gets a map entry. Larger
 /// ones become holes, which read the same.
 const KEEP_ALLOCATED_BYTES_MAX: u64 = 64 << 20;
+
+/// What share of the RAM cache one prefetch may fill: a quarter. The rest is left to others.
+const PREFETCH_CACHE_SHARE: u64 = 4;
 
 /// See the module. A clone is the same volume.
 #[derive(Clone)]
@@ -500,13 +504,13 @@ impl Volume for PodVolume {
     }
 
     fn prefetch(self: Arc<Self>, offset: u64, bytes: u64) -> LocalBoxFuture<Result<()>> {
-        /// Prefetched at a time, so that a large hint does not fill memory.
-        const STEP_BYTES: u64 = 1 << 20;
         Box::pin(async move {
             self.check_read(offset, bytes, "prefetch")?;
-            let mut at = offset;
-            while at < offset + bytes {
-                let step = STEP_BYTES.min(offset + bytes - at);
+            // More of it would only push out what is read, or what was prefetched first.
+            let useful = self.engine.cache.capacity_bytes() / PREFETCH_CACHE_SHARE;
+            let (mut at, end) = (offset, offset + bytes.min(useful));
+            while at < end {
+                let step = PREFETCH_STEP_BYTES.min(end - at);
                 self.read_range(at, step).await?;
                 at += step;
             }

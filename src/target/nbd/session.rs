@@ -43,6 +43,7 @@ use crate::target::timing::Begun;
 use crate::target::timing::Timing;
 use crate::units::bytes_u64;
 use crate::volume::Extent;
+use crate::volume::PREFETCH_STEP_BYTES;
 use crate::volume::Piece;
 use crate::volume::VolumeRef;
 use crate::volume::ZeroMode;
@@ -144,7 +145,10 @@ impl Session {
                 (Work::Plain(volume.zero(offset, length, mode)), 0)
             }
             Command::Flush => (Work::Plain(volume.flush()), 0),
-            Command::Cache if length > 0 => (Work::Plain(volume.prefetch(offset, length)), 0),
+            Command::Cache if length > 0 => {
+                let cost_bytes = length.min(PREFETCH_STEP_BYTES);
+                (Work::Plain(volume.prefetch(offset, length)), cost_bytes)
+            }
             Command::BlockStatus => {
                 let extents_max = if request.request_one { 1 } else { EXTENTS_MAX };
                 let cost = if request.request_one { 0 } else { EXTENTS_COST_BYTES };
