@@ -51,6 +51,23 @@ echo "$device: $(($(cat "/sys/block/$name/size") / 2048)) MiB, discard $(cat "/s
 [ "$(cat "/sys/block/$name/queue/write_cache")" = 'write back' ] || fail 'no flush'
 [ "$(cat "/sys/block/$name/queue/fua")" = 1 ] || fail 'no FUA'
 
+step 'a detach waits for the attach under way'
+expect ./detach "$VOLUME"
+attach >/tmp/attached &
+attaching=$!
+tries=0
+until cat /sys/block/nbd*/pid >/dev/null 2>&1; do
+    tries=$((tries + 1))
+    [ "$tries" -lt 200 ] || fail 'the attach does not connect'
+    sleep 0.05
+done
+expect ./detach "$VOLUME"
+expect wait "$attaching"
+[ -n "$(cat /tmp/attached)" ] || fail 'the attach answered nothing'
+! cat /sys/block/nbd*/pid >/dev/null 2>&1 || fail 'still attached after the detach'
+device=$(attach --connections 4) || fail 'attach'
+name=${device#/dev/}
+
 step 'whole-device discard'
 expect blkdiscard "$device"
 
