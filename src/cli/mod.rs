@@ -69,6 +69,7 @@ impl Arguments {
             (serve.log.is_some(), "--log"),
             (serve.print_config, "--print-config"),
             (serve.replace_missing, "--replace-missing"),
+            (serve.force_open, "--force-open"),
             (serve.tui, "--tui"),
             (serve.look.ascii, "--ascii"),
             (serve.look.theme.is_some(), "--theme"),
@@ -161,6 +162,12 @@ struct ServeArguments {
     /// anew); what was lost is made again from the others while the node serves
     #[arg(long)]
     replace_missing: bool,
+    /// Open the pod although more of its devices are missing than it can do without, to copy what
+    /// is still there to another pod. For devices that are lost for good only: what was acknowledged
+    /// last may be missing or old without a sign of it, and it stays lost even if they come back, as
+    /// what this run writes wins. Never while another node may have them
+    #[arg(long, conflicts_with = "replace_missing")]
+    force_open: bool,
     /// Show the console in this terminal; the log goes to DIR/weft.log. Leaving it asks whether the
     /// node is to stop or to go on
     #[arg(long, conflicts_with = "print_config")]
@@ -608,6 +615,8 @@ mod tests {
             "--log debug status",
             "--print-config status",
             "--replace-missing status",
+            "--force-open status",
+            "--force-open --replace-missing",
             "--tui status",
             "--tui top",
             "--ascii status",

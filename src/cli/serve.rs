@@ -37,6 +37,7 @@ pub(super) fn run(data_dir: Option<PathBuf>, arguments: ServeArguments) -> Resul
         nvme_tcp: arguments.nvme_tcp,
         log_level: arguments.log,
         replace_missing: arguments.replace_missing,
+        force_open: arguments.force_open,
     };
     let config = Config::load(arguments.config.as_deref(), overrides)?;
     let console = match arguments.tui {

@@ -76,6 +76,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Let blank devices take the places of missing ones at this start.
     pub replace_missing: bool,
+    /// Open the pod at this start with fewer devices than it needs to be sure of anything.
+    pub force_open: bool,
 }
 
 /// What a new pod becomes. `None` means "not said": see each field.
@@ -212,6 +214,8 @@ pub struct Overrides {
     pub log_level: Option<String>,
     /// `--replace-missing`.
     pub replace_missing: bool,
+    /// `--force-open`.
+    pub force_open: bool,
 }
 
 /// What is wrong with a configuration, and where.
@@ -428,6 +432,7 @@ mod tests {
             nvme_tcp: Some("127.0.0.1:1".parse().expect("an address")),
             log_level: Some("debug".into()),
             replace_missing: false,
+            force_open: false,
         };
         let config = Config::parse(DEFAULT_FILE, overrides).expect("valid");
         assert_eq!(config.api_socket, Path::new("/elsewhere/weft.sock"));

@@ -30,6 +30,7 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::format::superblock::JOURNAL_OFFSET;
+use crate::observe::event;
 use crate::units::IO_ALIGN;
 use crate::units::format_size;
 use crate::volume::pod::FormatOptions;
@@ -326,7 +327,33 @@ async fn open(env: EnvRef, paths: &[PathBuf], config: &Config) -> Result<Arc<Pod
             }
         }
     }
-    Pod::open(env, devices, open_options(config)).await
+    let pod = Pod::open(env, devices, open_options(config)).await.map_err(advise_force)?;
+    tell_if_forced(&pod);
+    Ok(pod)
+}
+
+/// What to do about a pod of which too many devices are missing.
+fn advise_force(error: Error) -> Error {
+    if error.kind() != ErrorKind::DeviceFailed {
+        return error;
+    }
+    error.context(
+        "if they are lost for good, --force-open may let some of it be read; what was acknowledged \
+         last may then be missing or old without a sign of it, for good: see weft --help",
+    )
+}
+
+/// Says loudly that the pod is open with fewer devices than it can be sure of anything with.
+fn tell_if_forced(pod: &Pod) {
+    let status = pod.status();
+    let count = status.devices.len();
+    let present = status.devices.iter().filter(|device| device.state != "missing").count();
+    let needed = count - status.parity_strips.min((count - 1) / 2);
+    if present < needed {
+        let message =
+            format_args!("opened by force with {present} of {count} devices, {needed} are needed");
+        event::raise(event::POD_FORCED, "pod", message);
+    }
 }
 
 /// Opens a device, waiting a little for another holder to let go: the kernel may still be finishing
@@ -347,7 +374,7 @@ fn open_options(config: &Config) -> OpenOptions {
     OpenOptions {
         cache_bytes: config.cache_bytes,
         map_cache_bytes: config.map_cache_bytes,
-        force: false,
+        force: config.force_open,
         replace_missing: config.replace_missing,
     }
 }

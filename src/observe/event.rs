@@ -50,6 +50,9 @@ kinds! {
         "check pod.devices in the configuration and the device itself";
     /// A blank device took the place of a missing one.
     DEVICE_REPLACED = "device-replaced", Info, "";
+    /// `--force-open` opened a pod that had too few devices.
+    POD_FORCED = "pod-forced", Error,
+        "copy what can still be read to another pod, and keep the missing devices away from this one";
     /// The file system under a device file has no room.
     DEVICE_FULL = "device-full", Warning, "make room on the file system that holds it";
     /// Bytes on a device were not those that had been written.

@@ -231,6 +231,37 @@ fn a_missing_device_is_shown_and_a_pod_without_devices_is_not_created_anew() {
 }
 
 #[test]
+fn a_pod_of_which_too_many_devices_are_lost_opens_by_force_only() {
+    let scratch = Scratch::new();
+    let devices: Vec<_> = (0..7).map(|index| scratch.path(&format!("dev-{index}"))).collect();
+    let config = scratch.config(&format!(
+        "pod.devices = {devices:?}\npod.device_size = \"512MiB\"\npod.data_strips = 1\n\
+         pod.parity_strips = 2"
+    ));
+    Node::start(&scratch, &config).stop();
+    // Those that the first segments are not on, or nothing of the pod could be read.
+    devices[4..].iter().for_each(|device| fs::remove_file(device).expect("removed"));
+
+    let refused = weft(&["--config", text(&config)]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    for told in ["4 of 7 devices are there, 5 are needed", "--force-open", "for good"] {
+        assert!(refused.err.contains(told), "{told}: {refused:?}");
+    }
+    let both = weft(&["--config", text(&config), "--force-open", "--replace-missing"]);
+    assert_eq!(both.code, Some(2), "{both:?}");
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command.args(["--config", text(&config), "--force-open"]);
+    let node = Node::run(&scratch, command);
+    assert_eq!(node.json(&["pod", "show"])["devices_in_service"], 4);
+    assert_eq!(node.json(&["volume", "list"])[0]["name"], "vol0");
+    let events = node.json(&["event", "list"]);
+    let forced = |event: &serde_json::Value| event["kind"] == "pod-forced";
+    assert!(events.as_array().expect("a list").iter().any(forced), "{events}");
+    node.stop_despite(Some("dev"));
+}
+
+#[test]
 fn what_contradicts_the_pod_is_refused_with_the_reason() {
     let scratch = Scratch::new();
     Node::start(&scratch, &scratch.small()).stop();

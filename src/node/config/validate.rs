@@ -76,6 +76,7 @@ pub(super) fn validate(file: raw::File, overrides: Overrides) -> Result<Config, 
             .ok_or_else(|| wrong(api_at, "api.socket", "the API needs a socket"))?,
         log: log(file.log, overrides.log_level)?,
         replace_missing: overrides.replace_missing,
+        force_open: overrides.force_open,
         data_dir,
     })
 }

@@ -1,0 +1,157 @@
+//! A pod of which too many devices are missing, opened by force: what is read is what was written,
+//! or an error; and the devices that were away hold nothing that is wrong afterwards.
+//!
+//! Simulated disks, without faults of their own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use weft::device::sim::SimDisk;
+use weft::device::sim::SimProfile;
+use weft::env::EnvRef;
+use weft::env::sim::SimEnv;
+use weft::env::timeout;
+use weft::error::ErrorKind;
+use weft::error::Result;
+use weft::volume::Piece;
+use weft::volume::VolumeDirectory;
+use weft::volume::pod::FormatOptions;
+use weft::volume::pod::OpenOptions;
+use weft::volume::pod::Pod;
+use weft::volume::pod::VolumeSpec;
+
+const STEP_BYTES: usize = 64 << 10;
+const STEPS: u64 = 128;
+/// Longer than anything may take, in virtual time.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Bytes that do not compress, and are nowhere zero.
+fn content(step: u64) -> Vec<u8> {
+    let mut state = step + 1;
+    let next = || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state.to_be_bytes()[0] | 1
+    };
+    std::iter::repeat_with(next).take(STEP_BYTES).collect()
+}
+
+async fn open(env: &EnvRef, disks: &[SimDisk], force: bool) -> Result<Arc<Pod>> {
+    let options = OpenOptions {
+        cache_bytes: 1 << 20,
+        map_cache_bytes: 1 << 20,
+        force,
+        replace_missing: false,
+    };
+    let devices = disks.iter().map(|disk| Some(disk.open(env))).collect();
+    Pod::open(Arc::clone(env), devices, options).await
+}
+
+/// Reads all steps: each is right, or an error. Says how many are right.
+async fn readable(env: &EnvRef, pod: &Pod) -> u64 {
+    let volume = pod.find("v").expect("created");
+    let mut good = 0;
+    for step in 0..STEPS {
+        let bytes = u32::try_from(STEP_BYTES).expect("small");
+        let read = Arc::clone(&volume).read(step * STEP_BYTES as u64, bytes);
+        let Ok(pieces) = timeout(env, PATIENCE, read).await.expect("an answer") else { continue };
+        let mut found = Vec::new();
+        for piece in pieces {
+            match piece {
+                Piece::Zero(length) => found.resize(found.len() + length, 0),
+                Piece::Data(data) => found.extend_from_slice(&data),
+            }
+        }
+        assert!(found == content(step), "step {step} is wrong, and no error");
+        good += 1;
+    }
+    good
+}
+
+/// Runs one life of the pod in a process of its own.
+fn life<T>(world: &Arc<SimEnv>, work: impl AsyncFnOnce(EnvRef) -> T) -> T {
+    let process = world.process();
+    let env: EnvRef = process.clone();
+    let outcome = process.run_for(Duration::from_secs(3600), work(env)).expect("no progress");
+    process.halt();
+    outcome
+}
+
+async fn create(env: &EnvRef, disks: &[SimDisk], geometry: (usize, usize)) -> Arc<Pod> {
+    let devices: Vec<_> = disks.iter().map(|disk| disk.open(env)).collect();
+    let format = FormatOptions {
+        data_strips: geometry.0,
+        parity_strips: geometry.1,
+        journal_bytes: 2 << 20,
+    };
+    Pod::format(env, &devices, &format).await.expect("format");
+    drop(devices);
+    let pod = open(env, disks, false).await.expect("open");
+    let spec = VolumeSpec {
+        name: "v".into(),
+        size_bytes: 1 << 30,
+        logical_block_bytes: 4096,
+        read_only: false,
+    };
+    pod.create_volume(spec).await.expect("create");
+    let volume = pod.find("v").expect("created");
+    for step in 0..STEPS {
+        let data = Bytes::from(content(step));
+        Arc::clone(&volume).write(step * STEP_BYTES as u64, data).await.expect("write");
+    }
+    pod
+}
+
+/// What a forced open of the last `left` devices came to: the steps it read right, or a refusal.
+fn forced(geometry: (usize, usize), count: usize, left: usize, killed: bool) -> Result<u64> {
+    let world = SimEnv::new(7);
+    let disk = |index| SimDisk::new(&format!("disk-{index}"), SimProfile::new(96 << 20));
+    let disks: Vec<_> = (0..count).map(disk).collect();
+    life(&world, async |env| {
+        let pod = create(&env, &disks, geometry).await;
+        if !killed {
+            pod.close().await.expect("close");
+        }
+    });
+    let rest = &disks[count - left..];
+    life(&world, async |env| {
+        let refused = open(&env, rest, false).await.map(drop).expect_err("too few");
+        assert_eq!(refused.kind(), ErrorKind::DeviceFailed, "{}", refused.chain());
+    });
+    let outcome = life(&world, async |env| {
+        let pod = open(&env, rest, true).await?;
+        let good = readable(&env, &pod).await;
+        let volume = pod.find("v").expect("there");
+        let write = Arc::clone(&volume).write(512 << 20, Bytes::from(content(0)));
+        // Both may fail; neither may hang.
+        let written = timeout(&env, PATIENCE, write).await.expect("an answer");
+        let enough = left >= geometry.0;
+        assert_eq!(written.is_ok(), enough, "{:?}", written.err());
+        let _ = timeout(&env, PATIENCE, pod.close()).await.expect("an end");
+        Ok(good)
+    });
+    life(&world, async |env| {
+        let pod = open(&env, &disks, false).await.expect("all are back");
+        assert_eq!(readable(&env, &pod).await, STEPS, "nothing that was there is lost");
+    });
+    world.halt();
+    outcome
+}
+
+#[test]
+fn what_a_forced_open_serves_is_right_or_an_error() {
+    let good = forced((2, 1), 8, 6, false).expect("opens");
+    assert!((1..STEPS).contains(&good), "{good} steps");
+    // With fewer devices than data strips, single strips are left.
+    let good = forced((4, 2), 6, 3, false).expect("opens");
+    assert!((1..STEPS).contains(&good), "{good} steps");
+}
+
+#[test]
+fn a_forced_open_is_refused_if_what_was_acknowledged_is_known_to_be_missing() {
+    for (geometry, count, left) in [((2, 1), 8, 6), ((1, 2), 7, 4)] {
+        let refused = forced(geometry, count, left, true).expect_err("refused");
+        assert_eq!(refused.kind(), ErrorKind::Corrupt, "{}", refused.chain());
+    }
+}
