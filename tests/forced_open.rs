@@ -106,7 +106,7 @@ async fn create(env: &EnvRef, disks: &[SimDisk], geometry: (usize, usize)) -> Ar
 /// What a forced open of the last `left` devices came to: the steps it read right, or a refusal.
 fn forced(geometry: (usize, usize), count: usize, left: usize, killed: bool) -> Result<u64> {
     let world = SimEnv::new(7);
-    let disk = |index| SimDisk::new(&format!("disk-{index}"), SimProfile::new(96 << 20));
+    let disk = |index| SimDisk::new(format!("disk-{index}"), SimProfile::new(96 << 20));
     let disks: Vec<_> = (0..count).map(disk).collect();
     life(&world, async |env| {
         let pod = create(&env, &disks, geometry).await;

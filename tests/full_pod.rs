@@ -51,7 +51,7 @@ async fn read(volume: &VolumeRef, offset: u64, bytes: usize) -> Vec<u8> {
 
 async fn new_pod(env: &EnvRef) -> Arc<Pod> {
     let disks =
-        (0..6).map(|index| SimDisk::new(&format!("disk-{index}"), SimProfile::new(32 << 20)));
+        (0..6).map(|index| SimDisk::new(format!("disk-{index}"), SimProfile::new(32 << 20)));
     let devices: Vec<_> = disks.map(|disk| disk.open(env)).collect();
     let format = FormatOptions { data_strips: 4, parity_strips: 2, journal_bytes: 4 << 20 };
     Pod::format(env, &devices, &format).await.expect("format");

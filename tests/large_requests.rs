@@ -56,9 +56,9 @@ fn device_reads(pod: &Pod) -> u64 {
 }
 
 /// Runs `prepare` and `ask` on the same volume, in two lives: nothing is in memory for the second.
-fn in_two_lives(prepare: impl AsyncFn(VolumeRef), ask: impl AsyncFn(&Pod, VolumeRef)) {
+fn in_two_lives(prepare: impl AsyncFnOnce(VolumeRef), ask: impl AsyncFnOnce(&Pod, VolumeRef)) {
     let world = SimEnv::new(1);
-    let disk = |index| SimDisk::new(&format!("disk-{index}"), SimProfile::new(64 << 20));
+    let disk = |index| SimDisk::new(format!("disk-{index}"), SimProfile::new(64 << 20));
     let disks: Vec<_> = (0..6).map(disk).collect();
     let process = world.process();
     let env: EnvRef = process.clone();
