@@ -4,7 +4,12 @@
 //! of which only some blocks are live is cut down to those. Copies enter the map through
 //! `replace_if`, so a write that came in between wins. The victim's regions come free with the
 //! next checkpoint.
+//!
+//! What is damaged beyond repair stays where it is, so that reads of it go on to fail and all else
+//! can move: its segment is not chosen again. A device that is away now may still bring it back when
+//! the pod is opened with it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::layer::Layer;
@@ -15,11 +20,13 @@ use super::read::decode_chunk;
 use super::record::push_chunk;
 use crate::canary::Bug;
 use crate::canary::planted;
+use crate::device::AlignedBuf;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::format::location::Address;
 use crate::format::location::Location;
+use crate::format::location::RECORD_ALIGN;
 use crate::format::node::NodeKey;
 use crate::format::record::RecordHeader;
 use crate::format::record::RecordKind;
@@ -28,6 +35,7 @@ use crate::format::unit::UNIT_BYTES;
 use crate::format::unit::UNIT_HEADER_BYTES;
 use crate::observe::event;
 use crate::observe::task::RunningTask;
+use crate::pool::read::Lease;
 use crate::units::BLOCK_BYTES;
 use crate::units::LayerId;
 use crate::units::Lba;
@@ -63,6 +71,12 @@ pub(super) struct Rebuild {
     total: u64,
     /// Of them, moved, or emptied by others.
     done: u64,
+}
+
+/// The body of a unit, with all that was written or with what is left of it.
+struct Body {
+    bytes: AlignedBuf,
+    whole: bool,
 }
 
 /// A live record on its way to another segment.
@@ -190,8 +204,16 @@ impl Mapper {
     /// Nothing is left to move for redundancy's sake.
     fn tell_rebuilt(&mut self) {
         let Some(rebuild) = self.rebuild.take() else { return };
+        let damaged = {
+            let table = self.engine.pool.table.lock();
+            let damaged = table.iter().filter(|s| s.damaged && s.entry.live_blocks > 0);
+            bytes_u64(damaged.count())
+        };
         let message = match self.engine.pool.redundancy().degraded {
             0 => "every segment is whole again".to_owned(),
+            _ if damaged > 0 => format!(
+                "{damaged} segments could not be moved as a whole: see the events damage-left"
+            ),
             degraded => format!("{degraded} segments wait for devices to be replaced"),
         };
         event::raise(event::REBUILD_DONE, "pod", &message);
@@ -207,7 +229,8 @@ impl Mapper {
         let table = self.engine.pool.table.lock();
         let mut candidates: Vec<(u64, SegmentId, u64)> = table
             .iter()
-            .filter(|segment| !segment.open && !segment.entry.metadata && segment.entry.rows > 0)
+            .filter(|segment| !segment.open && !segment.damaged && !segment.entry.metadata)
+            .filter(|segment| segment.entry.rows > 0)
             .map(|segment| (segment.live_bytes(), segment.entry.id, segment.entry.rows))
             .filter(|(live_bytes, ..)| 100 * live_bytes / segment_bytes < LIVE_PERCENT_MAX)
             .collect();
@@ -229,64 +252,134 @@ impl Mapper {
     /// Copies what is live out of the victims; the checkpoint moves the map nodes that were in
     /// them, and frees them.
     async fn empty_segments(&mut self, victims: &[SegmentId]) -> Result<()> {
+        let mut damaged = Vec::new();
         for victim in victims {
-            self.empty_segment(*victim).await?;
+            let damage = self.empty_segment(*victim).await?;
+            damaged.extend(damage.map(|damage| (*victim, damage)));
         }
-        if victims.is_empty() { Ok(()) } else { self.write_checkpoint().await }
+        if !victims.is_empty() {
+            self.write_checkpoint().await?;
+        }
+        damaged.iter().for_each(|(victim, damage)| self.leave_damaged(*victim, damage));
+        Ok(())
     }
 
-    async fn empty_segment(&mut self, victim: SegmentId) -> Result<()> {
+    /// What was not moved out of a segment stays; if nothing in it is live, nothing was lost.
+    fn leave_damaged(&self, segment: SegmentId, damage: &Error) {
+        {
+            let mut table = self.engine.pool.table.lock();
+            if table.get(segment).is_none_or(|segment| segment.entry.live_blocks == 0) {
+                return;
+            }
+            table.mark_damaged(segment);
+        }
+        let message = format_args!(
+            "what can be read of segment {} was moved, the rest stays: {}",
+            segment.0,
+            damage.chain()
+        );
+        event::raise(event::DAMAGE_LEFT, "pod", message);
+    }
+
+    /// Moves what is live, but for what is damaged beyond repair; returns the first damage.
+    async fn empty_segment(&mut self, victim: SegmentId) -> Result<Option<Error>> {
         let engine = Arc::clone(&self.engine);
-        let Some(lease) = engine.pool.lease(victim) else { return Ok(()) };
+        let Some(lease) = engine.pool.lease(victim) else { return Ok(None) };
         let rows = engine.pool.table.lock().get(victim).map_or(0, |segment| segment.entry.rows);
         let (mut copies, mut bytes) = (Vec::new(), 0);
+        let mut damage = None;
         for row in 0..rows {
             for strip in 0..engine.pool.geometry.data_strips {
-                let (unit, first) = engine.pool.unit_body(&lease, strip, row).await?;
-                let start = Address { segment: victim, strip, byte: first };
-                for copy in self.live_records(start, &unit[UNIT_HEADER_BYTES..]).await? {
+                let bodies = self.bodies(&lease, strip, row, &mut damage).await?;
+                for copy in self.live_records(&lease, strip, row, &bodies, &mut damage).await? {
                     bytes += copy.item.header.stride();
                     copies.push(copy);
                 }
             }
             if bytes >= COPY_BYTES {
-                self.move_copies(std::mem::take(&mut copies)).await?;
+                self.move_copies(std::mem::take(&mut copies), &mut damage).await?;
                 bytes = 0;
             }
         }
-        self.move_copies(copies).await?;
+        self.move_copies(copies, &mut damage).await?;
         self.changed = true;
-        Ok(())
+        Ok(damage)
     }
 
-    /// The live records of a unit's body; map nodes are marked for the next checkpoint instead.
-    async fn live_records(&self, start: Address, body: &[u8]) -> Result<Vec<Copy>> {
+    /// A unit as it was written; or else whatever there is of it.
+    async fn bodies(
+        &self,
+        lease: &Lease<'_>,
+        strip: usize,
+        row: u64,
+        damage: &mut Option<Error>,
+    ) -> Result<Vec<Body>> {
+        let unit = self.engine.pool.whole_unit(lease, strip, row).await;
+        if let Some(bytes) = unless_damaged(unit, damage)? {
+            return Ok(vec![Body { bytes, whole: true }]);
+        }
+        let remains = self.engine.pool.unit_remains(lease, strip, row).await;
+        Ok(remains.into_iter().map(|bytes| Body { bytes, whole: false }).collect())
+    }
+
+    /// The live records of a unit; map nodes are marked for the next checkpoint instead.
+    async fn live_records(
+        &self,
+        lease: &Lease<'_>,
+        strip: usize,
+        row: u64,
+        bodies: &[Body],
+        damage: &mut Option<Error>,
+    ) -> Result<Vec<Copy>> {
+        let space = self.engine.pool.geometry.space();
+        let unit = Address { segment: lease.segment, strip, byte: row * UNIT_BYTES as u64 };
+        let (mut copies, mut found) = (Vec::new(), BTreeSet::new());
+        for body in bodies {
+            let mut at = UNIT_HEADER_BYTES;
+            while let Some((address, header, payload)) = self.next_record(unit, body, &mut at) {
+                if !found.insert(address.byte) {
+                    continue;
+                }
+                let old = space.location(address, header.record_bytes());
+                let looked_at = match header.kind {
+                    RecordKind::Data => self.live_parts(&header, payload, old, &mut copies).await,
+                    RecordKind::MapNode => self.move_node(&header, old).await,
+                    RecordKind::Zero
+                    | RecordKind::CatalogChange
+                    | RecordKind::TablePage
+                    | RecordKind::TableDirectory
+                    | RecordKind::Catalog
+                    | RecordKind::Root => Ok(()),
+                };
+                unless_damaged(looked_at, damage)?;
+            }
+        }
+        Ok(copies)
+    }
+
+    /// The next record of a unit from byte `at` on, which moves past it. Of a unit that is not
+    /// whole, one that does not decode is stepped over to the next that does.
+    fn next_record<'a>(
+        &self,
+        unit: Address,
+        body: &'a Body,
+        at: &mut usize,
+    ) -> Option<(Address, RecordHeader, &'a [u8])> {
         let geometry = &self.engine.pool.geometry;
         let space = geometry.space();
-        let mut copies = Vec::new();
-        let mut at = 0;
-        while let Some(rest) = body.get(at..) {
-            let address = Address { byte: start.byte + bytes_u64(at), ..start };
-            let Ok((header, payload)) =
-                decode_record(rest, geometry.pod, space.log_address(address))
-            else {
-                break;
-            };
-            let old = space.location(address, header.record_bytes());
-            match header.kind {
-                RecordKind::Data => self.live_parts(&header, payload, old, &mut copies).await?,
-                RecordKind::MapNode => self.move_node(&header, old).await?,
-                RecordKind::Zero
-                | RecordKind::CatalogChange
-                | RecordKind::TablePage
-                | RecordKind::TableDirectory
-                | RecordKind::Catalog
-                | RecordKind::Root => {}
+        while let Some(rest) = body.bytes.get(*at..).filter(|rest| !rest.is_empty()) {
+            let address = Address { byte: unit.byte + bytes_u64(*at), ..unit };
+            match decode_record(rest, geometry.pod, space.log_address(address)) {
+                Ok((header, payload)) => {
+                    *at += bytes_usize(header.stride());
+                    debug_assert!(*at <= UNIT_BYTES);
+                    return Some((address, header, payload));
+                }
+                Err(_) if body.whole => return None,
+                Err(_) => *at += bytes_usize(RECORD_ALIGN),
             }
-            at += bytes_usize(header.stride());
         }
-        debug_assert!(at <= UNIT_BYTES);
-        Ok(copies)
+        None
     }
 
     async fn live_parts(
@@ -357,7 +450,7 @@ impl Mapper {
         }
     }
 
-    async fn move_copies(&mut self, copies: Vec<Copy>) -> Result<()> {
+    async fn move_copies(&mut self, copies: Vec<Copy>, damage: &mut Option<Error>) -> Result<()> {
         let items: Vec<LogItem> = copies
             .iter()
             .map(|copy| LogItem { header: copy.item.header, payload: copy.item.payload.clone() })
@@ -366,9 +459,22 @@ impl Mapper {
         for (copy, new) in copies.iter().zip(locations) {
             let header = &copy.item.header;
             for lba in header.lba.0..header.lba.0 + header.blocks {
-                self.replace_if(&copy.layer, Lba(lba), copy.old, new).await?;
+                let replaced = self.replace_if(&copy.layer, Lba(lba), copy.old, new).await;
+                unless_damaged(replaced, damage)?;
             }
         }
         Ok(())
+    }
+}
+
+/// Keeps the first damage that is met; all other failures end the work.
+fn unless_damaged<T>(result: Result<T>, damage: &mut Option<Error>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            damage.get_or_insert(error);
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }

@@ -18,10 +18,14 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::format::unit::UNIT_BYTES;
-use crate::format::unit::UNIT_HEADER_BYTES;
 use crate::format::unit::UnitHeader;
+use crate::units::IO_ALIGN;
 use crate::units::bytes_u64;
 use crate::units::bytes_usize;
+
+/// Pieces of a unit that may fail before the rest of it is left alone. A device that fails too many
+/// reads in a row is taken out of service, which one bad unit is no reason for.
+const PIECES_FAILED_MAX: usize = 4;
 
 /// What reading a whole unit found.
 pub(super) enum UnitRead {
@@ -175,22 +179,52 @@ impl Pool {
         }
     }
 
-    /// The body of a data unit, read or rebuilt. For reclaim, which walks whole segments.
+    /// A data unit, read or rebuilt. For reclaim, which walks whole segments.
     ///
     /// # Errors
     /// `Corrupt` when neither works.
-    pub async fn unit_body(
+    pub async fn whole_unit(
         &self,
         lease: &Lease<'_>,
         strip: usize,
         row: u64,
-    ) -> Result<(AlignedBuf, u64)> {
-        let unit = match self.read_unit(lease, strip, row).await {
-            Some((unit, _)) => unit,
-            None => self.rebuild_unit(lease, strip, row).await?,
-        };
-        let first = row * UNIT_BYTES as u64 + bytes_u64(UNIT_HEADER_BYTES);
-        Ok((unit, first))
+    ) -> Result<AlignedBuf> {
+        match self.read_unit(lease, strip, row).await {
+            Some((unit, _)) => Ok(unit),
+            None => self.rebuild_unit(lease, strip, row).await,
+        }
+    }
+
+    /// What can be had of a unit that [`Pool::whole_unit`] has no way to get whole: the strip's own
+    /// bytes, and those that the same bytes of any k others give. Neither is verified, and what
+    /// cannot be had is zero.
+    pub async fn unit_remains(&self, lease: &Lease<'_>, strip: usize, row: u64) -> [AlignedBuf; 2] {
+        let start = row * UNIT_BYTES as u64;
+        let (mut own, mut rebuilt) =
+            (AlignedBuf::zeroed(UNIT_BYTES), AlignedBuf::zeroed(UNIT_BYTES));
+        let (mut own_failed, mut rebuilt_failed) = (0, 0);
+        let length = bytes_usize(IO_ALIGN);
+        for from in (0..UNIT_BYTES).step_by(length) {
+            let range = StripRange { strip, offset: start + bytes_u64(from), length };
+            if own_failed < PIECES_FAILED_MAX {
+                match self.read_range(lease, range).await {
+                    Some(bytes) => own[from..from + length].copy_from_slice(&bytes),
+                    None => own_failed += 1,
+                }
+            }
+            if rebuilt_failed < PIECES_FAILED_MAX {
+                match self.rebuild_range(lease, range).await {
+                    Ok(bytes) => rebuilt[from..from + length].copy_from_slice(&bytes),
+                    Err(_) => rebuilt_failed += 1,
+                }
+            }
+        }
+        [own, rebuilt]
+    }
+
+    async fn read_range(&self, lease: &Lease<'_>, range: StripRange) -> Option<AlignedBuf> {
+        let (member, offset) = self.strip_member(lease, range.strip)?;
+        member.read(offset + range.offset, range.length).await.ok()
     }
 }
 

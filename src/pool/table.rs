@@ -38,6 +38,9 @@ pub struct Segment {
     slot: Option<usize>,
     /// Still being written; never a victim, never freed.
     pub open: bool,
+    /// Some of it is beyond repair, so it cannot be emptied: not worth another try before the pod is
+    /// opened again, perhaps with devices that are away now.
+    pub damaged: bool,
     /// Readers and healers in it; its regions are not reused meanwhile.
     leases: u32,
 }
@@ -126,7 +129,7 @@ impl SegmentTable {
             self.free_slots.remove(&slot);
             self.slots[slot] = Some(entry.id);
         }
-        let segment = Segment { entry, slot, open: false, leases: 0 };
+        let segment = Segment { entry, slot, open: false, damaged: false, leases: 0 };
         self.live_bytes += segment.live_bytes();
         self.census.came(&segment);
         self.segments.insert(segment.entry.id, segment);
@@ -215,7 +218,7 @@ impl SegmentTable {
             places,
         };
         let slot = (!metadata).then(|| self.take_slot(id));
-        let segment = Segment { entry, slot, open: true, leases: 0 };
+        let segment = Segment { entry, slot, open: true, damaged: false, leases: 0 };
         self.census.came(&segment);
         self.segments.insert(id, segment);
         Some(id)
@@ -295,8 +298,8 @@ impl SegmentTable {
         self.census.redundancy(self.segments.values(), self.geometry, in_service)
     }
 
-    /// The closed segments with live blocks that have fewer strips on the `usable` devices than
-    /// they could: the oldest, and how many there are.
+    /// The closed segments with live blocks, but those known as damaged, that have fewer strips on
+    /// the `usable` devices than they could: the oldest, and how many there are.
     #[must_use]
     pub fn weak_segments(&mut self, usable: &[bool]) -> Option<(SegmentId, u64)> {
         let weak = self.census.weak(self.segments.values(), self.geometry, usable);
@@ -353,6 +356,14 @@ impl SegmentTable {
     /// No more rows will be written to it.
     pub fn close(&mut self, id: SegmentId) {
         self.change(id, |segment| segment.open = false);
+    }
+
+    /// What still lives in the segment is beyond repair.
+    pub fn mark_damaged(&mut self, id: SegmentId) {
+        let Some(segment) = self.segments.get_mut(&id) else { return };
+        self.census.went(segment);
+        segment.damaged = true;
+        self.census.came(segment);
     }
 
     /// Holds the segment's regions and says where they are; `None` if it is gone.
@@ -516,6 +527,7 @@ mod tests {
         Dead { segment: usize },
         Retire,
         Strip { device: usize },
+        Damage { segment: usize },
         Look { in_service: [bool; 6] },
     }
 
@@ -530,6 +542,7 @@ mod tests {
             2 => (0..20_usize).prop_map(|segment| Step::Dead { segment }),
             1 => Just(Step::Retire),
             1 => (0..6_usize).prop_map(|device| Step::Strip { device }),
+            1 => (0..20_usize).prop_map(|segment| Step::Damage { segment }),
             4 => mostly().prop_map(|in_service| Step::Look { in_service }),
         ]
     }
@@ -547,7 +560,8 @@ mod tests {
     fn weak_by_walking(table: &SegmentTable, usable: &[bool]) -> Option<(SegmentId, u64)> {
         let wanted = usable.iter().filter(|usable| **usable).count().min(6);
         let weak = |s: &&Segment| {
-            !s.open && s.entry.live_blocks > 0 && s.strips_in_service(usable) < wanted
+            let closed = !s.open && !s.damaged;
+            closed && s.entry.live_blocks > 0 && s.strips_in_service(usable) < wanted
         };
         let weak: Vec<_> = table.iter().filter(weak).map(|segment| segment.entry.id).collect();
         weak.iter().min().map(|oldest| (*oldest, weak.len() as u64))
@@ -590,6 +604,11 @@ mod tests {
                         table.free_retired(table.retired());
                     }
                     Step::Strip { device } => table.strip_device(device),
+                    Step::Damage { segment } => {
+                        if let Some(id) = some(&table, segment) {
+                            table.mark_damaged(id);
+                        }
+                    }
                     Step::Look { in_service: seen } => in_service = seen,
                 }
                 prop_assert_eq!(table.redundancy(&in_service), by_walking(&table, &in_service));

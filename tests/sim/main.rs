@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering;
 mod beyond;
 #[cfg(feature = "canary")]
 mod canaries;
+mod damaged;
 mod host;
 mod model;
 mod runner;

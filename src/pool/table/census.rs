@@ -59,6 +59,7 @@ struct Protection {
 }
 
 /// The closed segments with live blocks that could have more strips in service than they have.
+/// Those known as damaged could not.
 struct Weak {
     /// The devices they could be on.
     usable: Vec<bool>,
@@ -193,8 +194,8 @@ impl Weak {
         known
     }
 
-    /// Whether a segment has fewer strips on those devices than it could.
+    /// Whether a segment has fewer strips on those devices than it could, and can be moved.
     fn is(&self, segment: &Segment) -> bool {
-        segment.strips_in_service(&self.usable) < self.wanted
+        !segment.damaged && segment.strips_in_service(&self.usable) < self.wanted
     }
 }
