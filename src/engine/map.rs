@@ -4,8 +4,8 @@
 //! where. Only the mapper changes it.
 //!
 //! # Invariants
-//! * A dirty node is in memory. Leaves are changed by the mapper at any time, higher nodes only by
-//!   a checkpoint, when a child moved.
+//! * A dirty node is in memory. Leaves are changed by the mapper at any time, higher nodes when a
+//!   child moved, which only checkpoints do, or was taken out.
 //! * `fresh` holds the nodes that no parent points at yet; they are dirty. While a checkpoint runs,
 //!   a subtree may hang below a fresh node of any level.
 
@@ -157,6 +157,28 @@ impl Map {
         self.fresh.insert(key);
         self.dirty.insert(key);
         Ok(())
+    }
+
+    /// Takes a leaf out of the tree, which then has holes there; returns what it held and where it
+    /// was stored.
+    ///
+    /// # Errors
+    /// A node to load first; nothing was changed.
+    pub fn take_leaf(&mut self, leaf: u64) -> Result<(NodeEntries, Location), Load> {
+        let key = NodeKey { level: 0, index: leaf };
+        if let Some(load) = self.find(key).filter(|_| !self.levels[0].contains_key(&leaf)) {
+            return Err(load);
+        }
+        let stored = self.stored_at(key)?;
+        let (parent, slot) = key.parent();
+        if let Some(node) = self.levels[1].get_mut(&parent.index).filter(|_| stored.is_stored()) {
+            node.entries[slot] = Location::HOLE;
+            self.dirty.insert(parent);
+        }
+        self.dirty.remove(&key);
+        self.fresh.remove(&key);
+        let node = self.levels[0].remove(&leaf);
+        Ok((node.map_or_else(empty_node, |node| node.entries), stored))
     }
 
     /// Marks a node for the next checkpoint to write, as reclaim does to move it.
@@ -399,6 +421,15 @@ mod tests {
                 if action < 3 {
                     map.evict();
                     map.evict();
+                }
+                if action == 5 {
+                    let leaf = lba.0 / NODE_ENTRIES as u64;
+                    let first = Lba(leaf * NODE_ENTRIES as u64);
+                    let (entries, _) = store.with(&mut map, |map| map.take_leaf(leaf));
+                    for (at, entry) in entries.iter().enumerate() {
+                        let held = model.remove(&Lba(first.0 + at as u64));
+                        prop_assert_eq!(*entry, held.unwrap_or(Location::HOLE));
+                    }
                 }
                 if action == 4 {
                     store.checkpoint(&mut map, &leaves);

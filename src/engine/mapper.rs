@@ -3,8 +3,8 @@
 //!
 //! It takes whole entries in LSN order, lays their records into rows, and when those are durable
 //! points the map at each block the buffer still holds that very record for, then takes the record
-//! out of the buffer. Checkpoints ([`super::checkpoint`]) and reclaim ([`super::reclaim`]) run in
-//! the same task, so nothing else changes a map meanwhile.
+//! out of the buffer. Checkpoints ([`super::checkpoint`]), reclaim ([`super::reclaim`]) and large
+//! deletions ([`super::clear`]) run in the same task, so nothing else changes a map meanwhile.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Engine;
+use super::clear::Clearing;
 use super::layer::Layer;
 use super::map::Load;
 use super::reclaim::Rebuild;
@@ -25,7 +26,6 @@ use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::format::location::Location;
-use crate::format::node::NODE_ENTRIES;
 use crate::format::node::NodeKey;
 use crate::format::record::RECORD_HEADER_BYTES;
 use crate::format::record::RecordHeader;
@@ -113,6 +113,8 @@ pub(super) struct Mapper {
     pub(super) left_empty: usize,
     /// Since when nothing has succeeded.
     failing_since: Option<Duration>,
+    /// Maps of deleted layers.
+    pub(super) clearing: Clearing,
 }
 
 impl Mapper {
@@ -139,6 +141,7 @@ impl Mapper {
             host_segments: 0,
             left_empty: 0,
             failing_since: None,
+            clearing: Clearing::default(),
         }
     }
 
@@ -146,7 +149,7 @@ impl Mapper {
     pub(super) async fn run(mut self) {
         let engine = Arc::clone(&self.engine);
         while !engine.stopping.load(Ordering::Acquire) {
-            if !self.has_work() && !self.evacuating {
+            if !self.has_work() && !self.evacuating && !self.clearing.under_way {
                 let _ = timeout(&engine.env, TICK, engine.wake.notified()).await;
             }
             match self.work().await {
@@ -196,7 +199,7 @@ impl Mapper {
         self.write_checkpoint().await
     }
 
-    fn has_work(&self) -> bool {
+    pub(super) fn has_work(&self) -> bool {
         self.wants_checkpoint() || self.wants_drain() || self.wants_reclaim()
     }
 
@@ -241,7 +244,7 @@ impl Mapper {
             || engine.pool.table.lock().ids_exhausted()
     }
 
-    fn dirty_nodes(&self) -> usize {
+    pub(super) fn dirty_nodes(&self) -> usize {
         let layers = self.engine.layers();
         layers.iter().map(|layer| layer.state.lock().map.dirty_count()).sum()
     }
@@ -469,62 +472,6 @@ impl Mapper {
         Ok(end)
     }
 
-    /// Clears the map where the buffer still holds this zero record.
-    ///
-    /// A large one dirties more leaves than may be dirty at once, so checkpoints come in between.
-    async fn map_zero(&mut self, record: &Arc<BufferedRecord>) -> Result<()> {
-        let Some(layer) = &record.layer else { return Ok(()) };
-        let value = if record.header.keep_allocated { Location::ZERO } else { Location::HOLE };
-        let (mut at, mut steps) = (record.header.lba.0, 0_usize);
-        while at < record.end_lba() {
-            match self.zero_within_leaf(layer, record, at, value) {
-                Ok(next) => at = next,
-                Err(load) => self.engine.load_node(layer, load).await?,
-            }
-            steps += 1;
-            if steps.is_multiple_of(64) && self.dirty_nodes() > self.engine.dirty_nodes_max / 2 {
-                self.checkpoint_mapped().await?;
-            }
-        }
-        Ok(())
-    }
-
-    fn zero_within_leaf(
-        &self,
-        layer: &Layer,
-        record: &Arc<BufferedRecord>,
-        at: u64,
-        value: Location,
-    ) -> Result<u64, Load> {
-        let mut state = layer.state.lock();
-        if value == Location::HOLE {
-            // Leaves that do not exist are holes already.
-            let next = state.map.next_leaf(at / NODE_ENTRIES as u64)?;
-            let start = next.map_or(u64::MAX, |leaf| leaf.saturating_mul(NODE_ENTRIES as u64));
-            if start > at {
-                let end = record.end_lba().min(start);
-                state.index.remove(record, at..end);
-                return Ok(end);
-            }
-        }
-        if planted(Bug::ZeroCutShort) && at > record.header.lba.0 {
-            state.index.remove(record, at..record.end_lba());
-            return Ok(record.end_lba());
-        }
-        let end = record.end_lba().min(leaf_end(at));
-        let owned = state.index.owned_by(record, at..end);
-        if !owned.is_empty() {
-            state.map.get(Lba(at))?;
-        }
-        let mut changes = LiveChanges::default();
-        for lba in owned.into_iter().flatten() {
-            changes.note(state.map.set(Lba(lba), value)?, value);
-        }
-        self.engine.apply_live(layer, &changes, true);
-        state.index.remove(record, at..end);
-        Ok(end)
-    }
-
     /// Sets one entry if it still is `old`, as reclaim does. Returns whether it was.
     pub(super) async fn replace_if(
         &self,
@@ -533,72 +480,19 @@ impl Mapper {
         old: Location,
         new: Location,
     ) -> Result<bool> {
-        loop {
-            let replaced = {
-                let mut state = layer.state.lock();
-                match state.map.get(lba) {
-                    Ok(found) if found != old && !planted(Bug::DeadMoved) => Ok(false),
-                    Ok(_) => state.map.set(lba, new).map(|_| true),
-                    Err(load) => Err(load),
-                }
-            };
-            match replaced {
-                Ok(replaced) => {
-                    if replaced {
-                        let mut changes = LiveChanges::default();
-                        changes.note(old, new);
-                        self.engine.apply_live(layer, &changes, true);
-                    }
-                    return Ok(replaced);
-                }
-                Err(load) => self.engine.load_node(layer, load).await?,
-            }
+        let replaced = self
+            .engine
+            .ask(layer, |map| match map.get(lba)? {
+                found if found != old && !planted(Bug::DeadMoved) => Ok(false),
+                _ => map.set(lba, new).map(|_| true),
+            })
+            .await?;
+        if replaced {
+            let mut changes = LiveChanges::default();
+            changes.note(old, new);
+            self.engine.apply_live(layer, &changes, true);
         }
-    }
-
-    /// Clears the maps of deleted layers, a bounded number of leaves at a time.
-    async fn clear_dropped_layers(&mut self) -> Result<()> {
-        const LEAVES_PER_TURN: usize = 64;
-        for layer in self.engine.layers() {
-            if !layer.dropping.load(Ordering::Acquire) {
-                continue;
-            }
-            for _leaf in 0..LEAVES_PER_TURN {
-                if !self.clear_one_leaf(&layer).await? {
-                    break;
-                }
-                self.changed = true;
-            }
-        }
-        Ok(())
-    }
-
-    /// Clears the first leaf that has anything in it; false if there is none.
-    async fn clear_one_leaf(&self, layer: &Layer) -> Result<bool> {
-        let mut from = 0;
-        loop {
-            let step = self.clear_leaf_from(layer, from);
-            match step {
-                Ok(ClearStep::Cleared) => return Ok(true),
-                Ok(ClearStep::Empty { leaf }) => from = leaf + 1,
-                Ok(ClearStep::Done) => return Ok(false),
-                Err(load) => self.engine.load_node(layer, load).await?,
-            }
-        }
-    }
-
-    fn clear_leaf_from(&self, layer: &Layer, from: u64) -> Result<ClearStep, Load> {
-        let mut state = layer.state.lock();
-        let Some(leaf) = state.map.next_leaf(from)? else { return Ok(ClearStep::Done) };
-        let first = leaf * NODE_ENTRIES as u64;
-        state.map.ensure(NodeKey { level: 0, index: leaf })?;
-        let mut changes = LiveChanges::default();
-        for lba in first..first + NODE_ENTRIES as u64 {
-            changes.note(state.map.set(Lba(lba), Location::HOLE)?, Location::HOLE);
-        }
-        let empty = changes.is_empty();
-        self.engine.apply_live(layer, &changes, true);
-        Ok(if empty { ClearStep::Empty { leaf } } else { ClearStep::Cleared })
+        Ok(replaced)
     }
 
     /// Tells the door how much room there is.
@@ -607,19 +501,13 @@ impl Mapper {
     }
 }
 
-enum ClearStep {
-    Cleared,
-    Empty { leaf: u64 },
-    Done,
-}
-
 /// Rows whose units hold `bytes`, at least one.
 fn rows_for(bytes: u64, data_strips: usize) -> u64 {
     bytes.div_ceil(bytes_u64(data_strips * UNIT_BODY_BYTES)).max(1)
 }
 
 /// First block past the leaf that holds `lba`.
-fn leaf_end(lba: u64) -> u64 {
+pub(super) fn leaf_end(lba: u64) -> u64 {
     let leaf = NodeKey::covering(Lba(lba), 0);
     leaf.first_lba() + leaf.blocks()
 }

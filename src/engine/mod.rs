@@ -8,6 +8,7 @@
 //! | [`read`] | blocks → chunks → pieces |
 //! | `mapper` | the one task that fills segments and changes maps |
 //! | `checkpoint`, `recovery`, [`open`] | what a crash leaves and how it is opened again |
+//! | `clear` | large trims, and the maps of deleted volumes |
 //! | `reclaim`, [`space`] | getting space back, and promising it |
 //! | `scrub` | looking for damage in what nobody reads |
 //! | [`catalog`] | names and settings |
@@ -53,6 +54,7 @@ use crate::units::format_size;
 pub mod block_status;
 pub mod catalog;
 mod checkpoint;
+mod clear;
 pub mod index;
 pub mod journal;
 pub mod layer;

@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::layer::Layer;
+use super::map::Map;
 use super::mapper::LogItem;
 use super::mapper::Mapper;
 use super::mapper::Stream;
@@ -422,32 +423,17 @@ impl Mapper {
     }
 
     async fn entry_of(&self, layer: &Layer, lba: Lba) -> Result<Location> {
-        loop {
-            let found = layer.state.lock().map.get(lba);
-            match found {
-                Ok(location) => return Ok(location),
-                Err(load) => self.engine.load_node(layer, load).await?,
-            }
-        }
+        self.engine.ask(layer, |map| map.get(lba)).await
     }
 
     async fn move_node(&self, header: &RecordHeader, old: Location) -> Result<()> {
         let Some(layer) = self.engine.layer(LayerId(header.branch.0)) else { return Ok(()) };
         let Some(key) = NodeKey::from_record_lba(header.lba) else { return Ok(()) };
-        loop {
-            let marked = {
-                let mut state = layer.state.lock();
-                match state.map.stored_at(key) {
-                    Ok(stored) if stored == old => state.map.mark_dirty(key),
-                    Ok(_) => Ok(()),
-                    Err(load) => Err(load),
-                }
-            };
-            match marked {
-                Ok(()) => return Ok(()),
-                Err(load) => self.engine.load_node(&layer, load).await?,
-            }
-        }
+        let mark = |map: &mut Map| match map.stored_at(key)? {
+            stored if stored == old => map.mark_dirty(key),
+            _ => Ok(()),
+        };
+        self.engine.ask(&layer, mark).await
     }
 
     async fn move_copies(&mut self, copies: Vec<Copy>, damage: &mut Option<Error>) -> Result<()> {

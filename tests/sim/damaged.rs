@@ -1,8 +1,7 @@
 //! One bad place on a survivor after m devices were lost: what cannot be rebuilt fails to read, and
 //! everything else goes on.
 //!
-//! Six simulated disks, 4+2. Contents do not compress, so that they are found on the disks as they
-//! are and fill them.
+//! Contents do not compress, so that they are found on the disks as they are and fill them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,7 +9,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use weft::device::sim::SimDisk;
-use weft::device::sim::SimProfile;
 use weft::env::EnvRef;
 use weft::env::Rng;
 use weft::env::sim::SeededRng;
@@ -20,11 +18,12 @@ use weft::format::unit::UNIT_BYTES;
 use weft::volume::VolumeDirectory;
 use weft::volume::VolumeRef;
 use weft::volume::ZeroMode;
-use weft::volume::pod::FormatOptions;
-use weft::volume::pod::OpenOptions;
 use weft::volume::pod::Pod;
-use weft::volume::pod::VolumeSpec;
 
+use crate::fixture::create;
+use crate::fixture::disks;
+use crate::fixture::life;
+use crate::fixture::open;
 use crate::host::read_sectors;
 use crate::model::SECTOR;
 
@@ -38,11 +37,6 @@ const ROUNDS: u64 = 60;
 /// How long background work may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-fn disks(name: &str, count: usize) -> Vec<SimDisk> {
-    let disk = |index| SimDisk::new(format!("{name}-{index}"), SimProfile::new(32 << 20));
-    (0..count).map(disk).collect()
-}
-
 /// What `count` blocks hold after a round of writing.
 fn noise(first: u64, count: u64, round: u64) -> Vec<u8> {
     let mut bytes = vec![0; count as usize * BLOCK];
@@ -53,22 +47,6 @@ fn noise(first: u64, count: u64, round: u64) -> Vec<u8> {
         });
     }
     bytes
-}
-
-async fn open(env: &EnvRef, disks: &[&SimDisk], replace_missing: bool) -> Arc<Pod> {
-    let devices = disks.iter().map(|disk| Some(disk.open(env))).collect();
-    let options =
-        OpenOptions { cache_bytes: 0, map_cache_bytes: 1 << 20, force: false, replace_missing };
-    Pod::open(Arc::clone(env), devices, options).await.expect("open")
-}
-
-/// Runs one life of the pod in a process of its own.
-fn life<T>(world: &Arc<SimEnv>, work: impl AsyncFnOnce(EnvRef) -> T) -> T {
-    let process = world.process();
-    let env: EnvRef = process.clone();
-    let outcome = process.run_for(Duration::from_secs(7200), work(env)).expect("no progress");
-    process.halt();
-    outcome
 }
 
 async fn write_step(volume: &VolumeRef, first: u64, round: u64) {
@@ -93,21 +71,6 @@ async fn unreadable(volume: &VolumeRef, round_of: impl Fn(u64) -> u64) -> BTreeS
         }
     }
     failed
-}
-
-async fn create(env: &EnvRef, disks: &[&SimDisk]) -> Arc<Pod> {
-    let devices: Vec<_> = disks.iter().map(|disk| disk.open(env)).collect();
-    let options = FormatOptions { data_strips: 4, parity_strips: 2, journal_bytes: 1 << 20 };
-    Pod::format(env, &devices, &options).await.expect("format");
-    let pod = open(env, disks, false).await;
-    let spec = VolumeSpec {
-        name: "v".into(),
-        size_bytes: 1 << 30,
-        logical_block_bytes: 4096,
-        read_only: false,
-    };
-    pod.create_volume(spec).await.expect("create");
-    pod
 }
 
 /// Wipes a block where it is stored on one of the `survivors`.

@@ -15,9 +15,11 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
 mod beyond;
+mod bulk;
 #[cfg(feature = "canary")]
 mod canaries;
 mod damaged;
+mod fixture;
 mod host;
 mod model;
 mod runner;

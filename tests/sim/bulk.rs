@@ -1,0 +1,111 @@
+//! Large deletions end soon, in virtual time, however many map nodes they have to read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use weft::device::sim::SimDisk;
+use weft::env::EnvRef;
+use weft::env::sim::SimEnv;
+use weft::volume::VolumeDirectory;
+use weft::volume::VolumeRef;
+use weft::volume::ZeroMode;
+use weft::volume::pod::Pod;
+
+use crate::fixture::create;
+use crate::fixture::create_volume;
+use crate::fixture::disks;
+use crate::fixture::life;
+use crate::fixture::open;
+use crate::host::read_sectors;
+
+const BLOCK: usize = 4096;
+/// What a leaf of a map covers.
+const LEAF_BYTES: u64 = 2 << 20;
+/// Leaves with one block each.
+const LEAVES: u64 = 4096;
+
+async fn write_a_block_per_leaf(volume: &VolumeRef) {
+    for leaf in 0..LEAVES {
+        let bytes = Bytes::from(vec![leaf.to_le_bytes()[0] | 1; BLOCK]);
+        Arc::clone(volume).write(leaf * LEAF_BYTES, bytes).await.expect("write");
+    }
+}
+
+/// A pod with a volume `big`, all of whose map is stored and none of it in memory.
+fn pod_with_a_large_map(world: &Arc<SimEnv>, disks: &[&SimDisk]) {
+    life(world, async |env| {
+        let pod = create(&env, disks).await;
+        let volume = create_volume(&pod, "big").await;
+        write_a_block_per_leaf(&volume).await;
+        pod.close().await.expect("close");
+        assert_eq!(pod.status().logical_bytes, LEAVES * BLOCK as u64);
+    });
+}
+
+/// How long it takes until nothing is mapped any more.
+async fn time_to_clear(env: &EnvRef, pod: &Pod) -> Duration {
+    let begun = env.now();
+    while pod.status().logical_bytes > 0 {
+        let waited = env.now().saturating_sub(begun);
+        assert!(waited < Duration::from_secs(600), "never ends: {:?}", pod.status());
+        env.sleep(Duration::from_millis(10)).await;
+    }
+    env.now().saturating_sub(begun)
+}
+
+#[test]
+fn a_deleted_volume_is_cleared_without_pauses() {
+    let world = SimEnv::new(1);
+    let disks = disks("disk", 6);
+    let disks: Vec<&SimDisk> = disks.iter().collect();
+    pod_with_a_large_map(&world, &disks);
+    life(&world, async |env| {
+        let pod = open(&env, &disks, false).await;
+        pod.delete_volume("big").await.expect("delete");
+        let took = time_to_clear(&env, &pod).await;
+        assert!(took < Duration::from_secs(2), "it took {took:?}");
+        pod.close().await.expect("close");
+        assert!(pod.status().segments <= 2, "the catalog is left: {:?}", pod.status());
+    });
+    life(&world, async |env| {
+        let pod = open(&env, &disks, false).await;
+        assert_eq!(pod.status().logical_bytes, 0);
+        write_a_block_per_leaf(&create_volume(&pod, "big").await).await;
+        pod.close().await.expect("close");
+    });
+    world.halt();
+}
+
+#[test]
+fn a_trim_of_everything_is_mapped_soon_and_leaves_nothing() {
+    let world = SimEnv::new(1);
+    let disks = disks("disk", 6);
+    let disks: Vec<&SimDisk> = disks.iter().collect();
+    pod_with_a_large_map(&world, &disks);
+    life(&world, async |env| {
+        let pod = open(&env, &disks, false).await;
+        let volume = pod.find("big").expect("there");
+        // In the middle of a leaf, so that one at each end stays.
+        let (first, end) = (LEAF_BYTES / 2, LEAVES * LEAF_BYTES - LEAF_BYTES);
+        let trim = Arc::clone(&volume).zero(first, end - first, ZeroMode::Deallocate);
+        trim.await.expect("trim");
+        let begun = env.now();
+        pod.close().await.expect("close");
+        let took = env.now().saturating_sub(begun);
+        assert!(took < Duration::from_millis(300), "it took {took:?}");
+    });
+    life(&world, async |env| {
+        let pod = open(&env, &disks, false).await;
+        assert_eq!(pod.status().logical_bytes, 2 * BLOCK as u64);
+        let volume = pod.find("big").expect("there");
+        for leaf in 0..LEAVES {
+            let bytes = read_sectors(&volume, leaf * LEAF_BYTES, 8).await.expect("read");
+            let kept = leaf == 0 || leaf == LEAVES - 1;
+            let expected = if kept { leaf.to_le_bytes()[0] | 1 } else { 0 };
+            assert!(bytes.iter().all(|byte| *byte == expected), "leaf {leaf}");
+        }
+        pod.close().await.expect("close");
+    });
+    world.halt();
+}
