@@ -270,4 +270,18 @@ impl Engine {
             }
         }
     }
+
+    /// Brings the nodes above `children` into memory, many at once.
+    ///
+    /// # Errors
+    /// As for reads.
+    pub(super) async fn load_parents(
+        &self,
+        children: impl Iterator<Item = (Arc<Layer>, NodeKey)>,
+    ) -> Result<()> {
+        let loads = children.map(|(layer, child)| async move {
+            self.ask(&layer, |map| map.stored_at(child)).await.map(drop)
+        });
+        at_once(loads).await
+    }
 }

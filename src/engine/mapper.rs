@@ -6,6 +6,7 @@
 //! out of the buffer. Checkpoints ([`super::checkpoint`]), reclaim ([`super::reclaim`]) and large
 //! deletions ([`super::clear`]) run in the same task, so nothing else changes a map meanwhile.
 
+use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -273,6 +274,9 @@ impl Mapper {
             .iter()
             .map(|record| LogItem { header: record.header, payload: record.payload.clone() })
             .collect();
+        // First, so that a node that cannot be read fails the group before it takes any room: it is
+        // tried again and again.
+        self.load_leaves(leaves_of(&live)).await?;
         let next_id = self.engine.pool.table.lock().next_id();
         let locations = self.append_records(Stream::Data, &items).await?;
         self.host_segments += self.engine.pool.table.lock().next_id() - next_id;
@@ -504,6 +508,19 @@ impl Mapper {
 /// Rows whose units hold `bytes`, at least one.
 fn rows_for(bytes: u64, data_strips: usize) -> u64 {
     bytes.div_ceil(bytes_u64(data_strips * UNIT_BODY_BYTES)).max(1)
+}
+
+/// The leaves that records change.
+fn leaves_of(records: &[&Arc<BufferedRecord>]) -> Vec<(Arc<Layer>, u64)> {
+    let mut leaves = BTreeMap::new();
+    for record in records {
+        let Some(layer) = &record.layer else { continue };
+        for lba in [record.header.lba.0, record.end_lba() - 1] {
+            let leaf = NodeKey::covering(Lba(lba), 0).index;
+            leaves.entry((layer.id, leaf)).or_insert_with(|| Arc::clone(layer));
+        }
+    }
+    leaves.into_iter().map(|((_, leaf), layer)| (layer, leaf)).collect()
 }
 
 /// First block past the leaf that holds `lba`.
