@@ -171,8 +171,10 @@ impl Mapper {
 
     async fn write_nodes_of_level(&mut self, nodes: &[DirtyNode]) -> Result<()> {
         // First, so that one that cannot be read fails before any room is taken.
-        let children = nodes.iter().map(|node| (Arc::clone(&node.layer), node.key));
-        self.engine.load_parents(children).await?;
+        let below_root = nodes.iter().filter(|node| node.key.level + 1 < MAP_LEVELS);
+        let parents: Vec<_> =
+            below_root.map(|node| (Arc::clone(&node.layer), node.key.parent().0)).collect();
+        self.load_to_change(&parents).await?;
         let items: Vec<LogItem> =
             nodes.iter().filter(|node| !node.is_empty()).map(DirtyNode::item).collect();
         let mut locations = self.append_records(Stream::Data, &items).await?.into_iter();

@@ -88,7 +88,7 @@ impl Mapper {
             leaves => leaves?,
         };
         // Whatever fails here fails again below.
-        let _ = self.load_leaves(leaves.iter().map(|leaf| (Arc::clone(layer), *leaf))).await;
+        let _ = self.engine.load_nodes(keys_of(layer, &leaves)).await;
         for leaf in &leaves {
             let cleared = self.engine.ask_layer(layer, || self.clear_leaf(layer, *leaf)).await;
             match cleared {
@@ -136,22 +136,6 @@ impl Mapper {
         Ok(leaves)
     }
 
-    /// Brings leaves into memory, many at once.
-    ///
-    /// # Errors
-    /// As for reads; some may be there then.
-    pub(super) async fn load_leaves(
-        &self,
-        leaves: impl IntoIterator<Item = (Arc<Layer>, u64)>,
-    ) -> Result<()> {
-        let engine = &self.engine;
-        let loads = leaves.into_iter().map(|(layer, leaf)| async move {
-            let first = NodeKey { level: 0, index: leaf }.first_lba();
-            engine.ask(&layer, |map| map.get(Lba(first))).await.map(drop)
-        });
-        at_once(loads).await
-    }
-
     /// Clears the map where the buffer still holds this zero record.
     ///
     /// A large one may dirty more nodes than may be dirty at once, so checkpoints come in between.
@@ -168,12 +152,13 @@ impl Mapper {
                 if self.dirty_nodes() > self.engine.dirty_nodes_max / 2 {
                     self.checkpoint_mapped().await?;
                 }
-                self.load_leaves_within(layer, at, record.end_lba()).await?;
+                // Whatever fails here fails again below.
+                let _ = self.load_leaves_within(layer, at, record.end_lba()).await;
                 self.engine.env.yield_thread();
             }
             match self.zero_within_leaf(layer, record, at, value) {
                 Ok(next) => at = next,
-                Err(load) => self.engine.load_node(layer, load).await?,
+                Err(load) => self.load_or_replace(layer, load).await?,
             }
             steps += 1;
         }
@@ -184,7 +169,7 @@ impl Mapper {
     async fn load_leaves_within(&self, layer: &Arc<Layer>, from: u64, end: u64) -> Result<()> {
         let (first, end) = (from / NODE_ENTRIES as u64, end.div_ceil(NODE_ENTRIES as u64));
         let leaves = self.next_leaves(layer, first, end).await?;
-        self.load_leaves(leaves.into_iter().map(|leaf| (Arc::clone(layer), leaf))).await
+        self.engine.load_nodes(keys_of(layer, &leaves)).await
     }
 
     fn zero_within_leaf(
@@ -231,6 +216,11 @@ impl Mapper {
     }
 }
 
+fn keys_of(layer: &Arc<Layer>, leaves: &[u64]) -> impl Iterator<Item = (Arc<Layer>, NodeKey)> {
+    let key = |leaf: &u64| (Arc::clone(layer), NodeKey { level: 0, index: *leaf });
+    leaves.iter().map(key)
+}
+
 fn leave_damaged(layer: &Layer, progress: &mut Progress, error: &Error) {
     if !std::mem::replace(&mut progress.damaged, true) {
         let message = format_args!(
@@ -241,11 +231,6 @@ fn leave_damaged(layer: &Layer, progress: &mut Progress, error: &Error) {
         );
         event::raise(event::DAMAGE_LEFT, "pod", message);
     }
-}
-
-/// Waits for all of them, some at a time.
-async fn at_once(loads: impl Iterator<Item = impl Future<Output = Result<()>>>) -> Result<()> {
-    stream::iter(loads).buffer_unordered(LOADS_AT_ONCE).try_collect().await
 }
 
 impl Engine {
@@ -271,17 +256,17 @@ impl Engine {
         }
     }
 
-    /// Brings the nodes above `children` into memory, many at once.
+    /// Brings nodes into memory, if they exist, many at once.
     ///
     /// # Errors
-    /// As for reads.
-    pub(super) async fn load_parents(
+    /// As for reads; some may be there then.
+    pub(super) async fn load_nodes(
         &self,
-        children: impl Iterator<Item = (Arc<Layer>, NodeKey)>,
+        nodes: impl Iterator<Item = (Arc<Layer>, NodeKey)>,
     ) -> Result<()> {
-        let loads = children.map(|(layer, child)| async move {
-            self.ask(&layer, |map| map.stored_at(child)).await.map(drop)
+        let loads = nodes.map(|(layer, key)| async move {
+            self.ask(&layer, |map| map.missing(key).map_or(Ok(()), Err)).await
         });
-        at_once(loads).await
+        stream::iter(loads).buffer_unordered(LOADS_AT_ONCE).try_collect().await
     }
 }

@@ -109,6 +109,18 @@ impl Map {
         self.root.is_stored().then_some(Load { key: ROOT, location: self.root })
     }
 
+    /// What to load next to have a node in memory; `None` if it is there, or does not exist.
+    #[must_use]
+    pub fn missing(&self, key: NodeKey) -> Option<Load> {
+        match self.levels[usize::from(key.level)].get(&key.index) {
+            Some(node) => {
+                node.used.set(true);
+                None
+            }
+            None => self.find(key),
+        }
+    }
+
     /// Whether the node is still to be read, and from there.
     #[must_use]
     pub fn wants(&self, load: Load) -> bool {
@@ -166,9 +178,7 @@ impl Map {
     /// A node to load first; nothing was changed.
     pub fn take_leaf(&mut self, leaf: u64) -> Result<(NodeEntries, Location), Load> {
         let key = NodeKey { level: 0, index: leaf };
-        if let Some(load) = self.find(key).filter(|_| !self.levels[0].contains_key(&leaf)) {
-            return Err(load);
-        }
+        self.missing(key).map_or(Ok(()), Err)?;
         let stored = self.stored_at(key)?;
         let (parent, slot) = key.parent();
         if let Some(node) = self.levels[1].get_mut(&parent.index).filter(|_| stored.is_stored()) {

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use super::Engine;
 use super::clear::Clearing;
 use super::layer::Layer;
+use super::lost::Failing;
 use super::map::Load;
 use super::reclaim::Rebuild;
 use super::record::BufferedRecord;
@@ -116,6 +117,8 @@ pub(super) struct Mapper {
     failing_since: Option<Duration>,
     /// Maps of deleted layers.
     pub(super) clearing: Clearing,
+    /// A node that is to be changed and cannot be read.
+    pub(super) failing: Failing,
 }
 
 impl Mapper {
@@ -143,6 +146,7 @@ impl Mapper {
             left_empty: 0,
             failing_since: None,
             clearing: Clearing::default(),
+            failing: Failing::default(),
         }
     }
 
@@ -276,7 +280,7 @@ impl Mapper {
             .collect();
         // First, so that a node that cannot be read fails the group before it takes any room: it is
         // tried again and again.
-        self.load_leaves(leaves_of(&live)).await?;
+        self.load_to_change(&leaves_of(&live)).await?;
         let next_id = self.engine.pool.table.lock().next_id();
         let locations = self.append_records(Stream::Data, &items).await?;
         self.host_segments += self.engine.pool.table.lock().next_id() - next_id;
@@ -511,12 +515,12 @@ fn rows_for(bytes: u64, data_strips: usize) -> u64 {
 }
 
 /// The leaves that records change.
-fn leaves_of(records: &[&Arc<BufferedRecord>]) -> Vec<(Arc<Layer>, u64)> {
+fn leaves_of(records: &[&Arc<BufferedRecord>]) -> Vec<(Arc<Layer>, NodeKey)> {
     let mut leaves = BTreeMap::new();
     for record in records {
         let Some(layer) = &record.layer else { continue };
         for lba in [record.header.lba.0, record.end_lba() - 1] {
-            let leaf = NodeKey::covering(Lba(lba), 0).index;
+            let leaf = NodeKey::covering(Lba(lba), 0);
             leaves.entry((layer.id, leaf)).or_insert_with(|| Arc::clone(layer));
         }
     }

@@ -9,6 +9,7 @@
 //! | `mapper` | the one task that fills segments and changes maps |
 //! | `checkpoint`, `recovery`, [`open`] | what a crash leaves and how it is opened again |
 //! | `clear` | large trims, and the maps of deleted volumes |
+//! | `lost` | map nodes that are beyond repair |
 //! | `reclaim`, [`space`] | getting space back, and promising it |
 //! | `scrub` | looking for damage in what nobody reads |
 //! | [`catalog`] | names and settings |
@@ -58,6 +59,7 @@ mod clear;
 pub mod index;
 pub mod journal;
 pub mod layer;
+mod lost;
 pub mod map;
 mod mapper;
 pub mod open;

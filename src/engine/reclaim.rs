@@ -253,20 +253,22 @@ impl Mapper {
     /// Copies what is live out of the victims; the checkpoint moves the map nodes that were in
     /// them, and frees them.
     async fn empty_segments(&mut self, victims: &[SegmentId]) -> Result<()> {
-        let mut damaged = Vec::new();
+        let mut damages = Vec::new();
         for victim in victims {
-            let damage = self.empty_segment(*victim).await?;
-            damaged.extend(damage.map(|damage| (*victim, damage)));
+            damages.push(self.empty_segment(*victim).await?);
         }
         if !victims.is_empty() {
             self.write_checkpoint().await?;
         }
-        damaged.iter().for_each(|(victim, damage)| self.leave_damaged(*victim, damage));
+        for (victim, damage) in victims.iter().zip(&damages) {
+            self.leave_damaged(*victim, damage.as_ref());
+        }
         Ok(())
     }
 
     /// What was not moved out of a segment stays; if nothing in it is live, nothing was lost.
-    fn leave_damaged(&self, segment: SegmentId, damage: &Error) {
+    /// Without damage in the segment, what refers to it was lost.
+    fn leave_damaged(&self, segment: SegmentId, damage: Option<&Error>) {
         {
             let mut table = self.engine.pool.table.lock();
             if table.get(segment).is_none_or(|segment| segment.entry.live_blocks == 0) {
@@ -274,10 +276,10 @@ impl Mapper {
             }
             table.mark_damaged(segment);
         }
+        let reason = damage.map_or_else(|| "its place in a map is lost".to_owned(), Error::chain);
         let message = format_args!(
-            "what can be read of segment {} was moved, the rest stays: {}",
-            segment.0,
-            damage.chain()
+            "what can be read of segment {} was moved, the rest stays: {reason}",
+            segment.0
         );
         event::raise(event::DAMAGE_LEFT, "pod", message);
     }

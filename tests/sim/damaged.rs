@@ -15,6 +15,7 @@ use weft::env::sim::SeededRng;
 use weft::env::sim::SimEnv;
 use weft::error::ErrorKind;
 use weft::format::unit::UNIT_BYTES;
+use weft::pool::scrub::UnitPlace;
 use weft::volume::VolumeDirectory;
 use weft::volume::VolumeRef;
 use weft::volume::ZeroMode;
@@ -87,6 +88,75 @@ fn wipe_a_stored_block(pod: &Pod, disks: &[&SimDisk], survivors: &[usize]) {
         }
     }
     panic!("no block is stored as it is");
+}
+
+/// Damages every copy of the first leaf of a map, and the same bytes of all strips of its row. Leaves
+/// are written in rows of their own.
+fn wipe_first_leaf(pod: &Pod, disks: &[&SimDisk]) {
+    let units = pod.live_units();
+    for unit in &units {
+        let mut bytes = vec![0; UNIT_BYTES];
+        disks[unit.device].peek(unit.offset, &mut bytes);
+        for at in (0..UNIT_BYTES).step_by(16).filter(|at| is_first_leaf(&bytes[*at..])) {
+            let in_row =
+                |other: &&UnitPlace| (other.segment, other.row) == (unit.segment, unit.row);
+            for other in units.iter().filter(in_row) {
+                disks[other.device].poke(other.offset + at as u64, &[0xff; 16]);
+            }
+        }
+    }
+}
+
+/// Whether the record there is a map node of level 0 and index 0: see `docs/format.md`.
+fn is_first_leaf(bytes: &[u8]) -> bool {
+    const MAP_NODE: u8 = 4;
+    bytes.starts_with(b"WRC1") && bytes[4] == MAP_NODE && bytes[40..48] == [0; 8]
+}
+
+#[test]
+fn a_leaf_beyond_repair_stops_no_other_part_of_the_pod() {
+    const LEAF_BLOCKS: u64 = 512;
+    let world = SimEnv::new(2);
+    let disks = disks("disk", 6);
+    let disks: Vec<&SimDisk> = disks.iter().collect();
+    life(&world, async |env| {
+        let pod = create(&env, &disks).await;
+        let volume = pod.find("v").expect("created");
+        for first in steps() {
+            write_step(&volume, first, 0).await;
+        }
+        pod.close().await.expect("close");
+        wipe_first_leaf(&pod, &disks);
+    });
+
+    life(&world, async |env| {
+        let pod = open(&env, &disks, false).await;
+        let volume = pod.find("v").expect("there");
+        let lost = unreadable(&volume, |_| 0).await;
+        assert_eq!(lost, (0..LEAF_BLOCKS).collect(), "one leaf");
+        write_step(&volume, 0, 1).await;
+        // Far more than the journal holds, so that what was written before must be mapped.
+        for round in 1..=16 {
+            for first in (LEAF_BLOCKS..2 * LEAF_BLOCKS).step_by(STEP_BLOCKS as usize) {
+                write_step(&volume, first, round).await;
+            }
+        }
+        pod.close().await.expect("close");
+    });
+
+    life(&world, async |env| {
+        let pod = open(&env, &disks, false).await;
+        let volume = pod.find("v").expect("there");
+        let round_of = |block: u64| if block < LEAF_BLOCKS { 1 } else { 16 };
+        let lost = unreadable(&volume, round_of).await;
+        assert_eq!(lost, (STEP_BLOCKS..LEAF_BLOCKS).collect());
+        for first in steps() {
+            write_step(&volume, first, 2).await;
+        }
+        assert!(unreadable(&volume, |_| 2).await.is_empty());
+        pod.close().await.expect("close");
+    });
+    world.halt();
 }
 
 async fn wait_until(env: &EnvRef, what: &str, done: impl Fn() -> bool) {
