@@ -7,6 +7,7 @@
 //! deletions ([`super::clear`]) run in the same task, so nothing else changes a map meanwhile.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,6 +45,8 @@ use crate::units::bytes_usize;
 
 /// Records written to segments together.
 const GROUP_BYTES: u64 = 2 << 20;
+/// Leaves that any group may dirty: with fewer records its rows would be half empty.
+const GROUP_LEAVES_MIN: usize = 64;
 /// Records copied or mapped, some 80 us of work, before requests of hosts get the processor.
 const RECORDS_BETWEEN_YIELDS: usize = 64;
 /// How long the mapper sleeps without being woken.
@@ -254,9 +257,13 @@ impl Mapper {
         layers.iter().map(|layer| layer.state.lock().map.dirty_count()).sum()
     }
 
-    /// Maps every entry up to `cut`.
+    /// Maps every entry up to `cut`. Where these dirty more nodes than may be dirty at once,
+    /// checkpoints come in between.
     pub(super) async fn drain_to(&mut self, cut: Lsn) -> Result<()> {
         while self.mapped < cut {
+            if self.dirty_nodes() > self.engine.dirty_nodes_max / 2 {
+                self.checkpoint_mapped().await?;
+            }
             self.write_group().await?;
         }
         Ok(())
@@ -266,7 +273,7 @@ impl Mapper {
     pub(super) async fn write_group(&mut self) -> Result<()> {
         // Asked before the queue is looked at: what becomes visible in between is not mapped.
         let visible = self.engine.journal.visible_lsn();
-        let group = self.peek_group();
+        let group = self.next_group();
         let Some(last) = group.last().map(|record| record.header.lsn) else {
             self.mapped = self.mapped.max(visible);
             return Ok(());
@@ -300,7 +307,21 @@ impl Mapper {
         Ok(())
     }
 
-    /// The oldest entries, whole, up to [`GROUP_BYTES`]. They stay queued until they are mapped.
+    /// The oldest entries, whole, up to [`GROUP_BYTES`] and to half of the leaves that may be dirty.
+    /// They stay queued until they are mapped.
+    fn next_group(&self) -> Vec<Arc<BufferedRecord>> {
+        let mut group = self.peek_group();
+        let leaves_max = (self.engine.dirty_nodes_max / 2).max(GROUP_LEAVES_MIN);
+        let mut leaves = BTreeSet::new();
+        let full = group.iter().position(|record| {
+            let layer = record.layer.as_ref().map(|layer| layer.id);
+            leaves.insert((layer, NodeKey::covering(record.header.lba, 0)));
+            record.header.last_of_entry && leaves.len() >= leaves_max
+        });
+        group.truncate(full.map_or(group.len(), |last| last + 1));
+        group
+    }
+
     fn peek_group(&self) -> Vec<Arc<BufferedRecord>> {
         let queue = self.engine.buffer.lock();
         let (mut bytes, mut group) = (0, Vec::new());

@@ -14,6 +14,7 @@ use weft::volume::pod::Pod;
 
 use crate::fixture::create;
 use crate::fixture::create_volume;
+use crate::fixture::create_with;
 use crate::fixture::disks;
 use crate::fixture::life;
 use crate::fixture::open;
@@ -52,6 +53,26 @@ async fn time_to_clear(env: &EnvRef, pod: &Pod) -> Duration {
         env.sleep(Duration::from_millis(10)).await;
     }
     env.now().saturating_sub(begun)
+}
+
+#[test]
+fn the_number_of_dirty_nodes_is_bounded_however_far_apart_blocks_are() {
+    /// Half of each disk. All that is written fits it and is mapped only when the pod is closed.
+    const JOURNAL_BYTES: u64 = 16 << 20;
+    /// A sixty-fourth of what the pod may hold (`Engine::assembled`), and some more.
+    const DIRTY_NODES_MAX: u64 = 300;
+    let world = SimEnv::new(1);
+    let disks = disks("disk", 6);
+    let disks: Vec<&SimDisk> = disks.iter().collect();
+    life(&world, async |env| {
+        let pod = create_with(&env, &disks, JOURNAL_BYTES).await;
+        let volume = create_volume(&pod, "big").await;
+        write_a_block_per_leaf(&volume).await;
+        pod.close().await.expect("close");
+        let (checkpoints, least) = (pod.status().checkpoints, LEAVES / DIRTY_NODES_MAX);
+        assert!(checkpoints >= least, "{checkpoints} checkpoints, and it takes {least}");
+    });
+    world.halt();
 }
 
 #[test]

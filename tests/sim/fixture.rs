@@ -38,8 +38,13 @@ pub async fn open(env: &EnvRef, disks: &[&SimDisk], replace_missing: bool) -> Ar
 
 /// A new pod with a volume `v`.
 pub async fn create(env: &EnvRef, disks: &[&SimDisk]) -> Arc<Pod> {
+    create_with(env, disks, 1 << 20).await
+}
+
+/// As [`create`], with another journal.
+pub async fn create_with(env: &EnvRef, disks: &[&SimDisk], journal_bytes: u64) -> Arc<Pod> {
     let devices: Vec<_> = disks.iter().map(|disk| disk.open(env)).collect();
-    let options = FormatOptions { data_strips: 4, parity_strips: 2, journal_bytes: 1 << 20 };
+    let options = FormatOptions { data_strips: 4, parity_strips: 2, journal_bytes };
     Pod::format(env, &devices, &options).await.expect("format");
     let pod = open(env, disks, false).await;
     create_volume(&pod, "v").await;
