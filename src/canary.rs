@@ -15,6 +15,8 @@ pub enum Bug {
     JournalNotDurable,
     /// Batches found on fewer than m + 1 devices are not copied before serving.
     CopiesNotCompleted,
+    /// The copies made before serving are not flushed.
+    CopiesNotFlushed,
     /// The tail moves before the superblocks that make it possible are durable.
     TailBeforeSuperblock,
     /// The checkpoint claims entries that are not mapped yet.
@@ -89,11 +91,12 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 40] = [
         Self::AckedAtSubmit,
         Self::AckedOnTooFew,
         Self::JournalNotDurable,
         Self::CopiesNotCompleted,
+        Self::CopiesNotFlushed,
         Self::TailBeforeSuperblock,
         Self::CutTooHigh,
         Self::FreedBeforeCheckpoint,

@@ -3,8 +3,6 @@
 //! Six simulated disks, 4+2. That nothing is lost is `tests/sim`'s business; here it is that the
 //! trouble of one device stays its own, and that requests and opens do not wait for it.
 
-#![expect(clippy::cast_possible_truncation, reason = "the low bits of a pattern")]
-
 use std::sync::Arc;
 use std::time::Duration;
 
