@@ -1,7 +1,8 @@
-//! Pods that run out of room in ways the simulator does not draw: for all devices at once, and
-//! between requests that each need much. On simulated devices.
+//! Pods that run out of room in ways the simulator does not draw: for all devices at once, between
+//! requests that each need much, and with trims that leave a little everywhere. On simulated devices.
 //!
-//! Property: every request ends, with `NoSpace` if it must, and what was there stays readable.
+//! Property: every request ends, with `NoSpace` if it must, what was there stays readable, and room
+//! that was given back can be used.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,11 +33,16 @@ const ENDS_WITHIN: Duration = Duration::from_secs(20);
 /// In virtual time: no test takes nearly so long unless a request never ends.
 const LIFE_MAX: Duration = Duration::from_secs(600);
 
-/// Three disks, 1+1, with a volume `v` larger than they are.
-async fn pod(env: &EnvRef, disks: &[SimDisk]) -> (Arc<Pod>, VolumeRef) {
+/// Three disks, 1+1.
+const SMALL: FormatOptions = FormatOptions { data_strips: 1, parity_strips: 1, journal_bytes: MIB };
+/// Six disks, 4+2.
+const WIDE: FormatOptions =
+    FormatOptions { data_strips: 4, parity_strips: 2, journal_bytes: 4 * MIB };
+
+/// A pod with a volume `v` that is larger than it.
+async fn pod(env: &EnvRef, disks: &[SimDisk], format: &FormatOptions) -> (Arc<Pod>, VolumeRef) {
     let devices: Vec<_> = disks.iter().map(|disk| disk.open(env)).collect();
-    let options = FormatOptions { data_strips: 1, parity_strips: 1, journal_bytes: MIB };
-    Pod::format(env, &devices, &options).await.expect("formatted");
+    Pod::format(env, &devices, format).await.expect("formatted");
     let options = OpenOptions {
         cache_bytes: MIB,
         map_cache_bytes: MIB,
@@ -47,8 +53,8 @@ async fn pod(env: &EnvRef, disks: &[SimDisk]) -> (Arc<Pod>, VolumeRef) {
     let pod = Pod::open(Arc::clone(env), devices, options).await.expect("opened");
     let spec = VolumeSpec {
         name: "v".into(),
-        size_bytes: 64 * MIB,
-        logical_block_bytes: 4096,
+        size_bytes: 512 * MIB,
+        logical_block_bytes: 512,
         read_only: false,
     };
     pod.create_volume(spec).await.expect("created");
@@ -56,14 +62,24 @@ async fn pod(env: &EnvRef, disks: &[SimDisk]) -> (Arc<Pod>, VolumeRef) {
     (pod, volume)
 }
 
+/// Runs a test's pod until it is closed.
+fn to_the_end(work: impl AsyncFnOnce(EnvRef)) {
+    let env = SimEnv::new(1);
+    let process = env.process();
+    let done = process.run_for(LIFE_MAX, work(process.clone()));
+    process.halt();
+    env.halt();
+    assert!(done.is_ok(), "no end: {done:?}");
+}
+
 /// Disks with room below their superblocks and journals, as device files have from the beginning.
-fn disks(len_bytes: u64) -> Vec<SimDisk> {
+fn disks(count: usize) -> Vec<SimDisk> {
     let disk = |at| {
-        let disk = SimDisk::new(format!("disk-{at}"), SimProfile::new(len_bytes));
+        let disk = SimDisk::new(format!("disk-{at}"), SimProfile::new(32 * MIB));
         disk.poke(0, &vec![1; usize::try_from(JOURNAL_OFFSET + MIB).expect("small")]);
         disk
     };
-    (0..3).map(disk).collect()
+    (0..count).map(disk).collect()
 }
 
 /// Bytes that do not compress.
@@ -83,8 +99,8 @@ async fn write(volume: &VolumeRef, part: u64) -> Result<()> {
     Arc::clone(volume).write(part * PART_BYTES as u64, data).await
 }
 
-async fn check(volume: &VolumeRef, part: u64) {
-    let (offset, bytes) = (part * PART_BYTES as u64, u32::try_from(PART_BYTES).expect("small"));
+async fn read(volume: &VolumeRef, offset: u64, bytes: usize) -> Vec<u8> {
+    let bytes = u32::try_from(bytes).expect("small");
     let pieces = Arc::clone(volume).read(offset, bytes).await.expect("read");
     let mut found = Vec::new();
     for piece in pieces {
@@ -93,18 +109,20 @@ async fn check(volume: &VolumeRef, part: u64) {
             Piece::Data(data) => found.extend_from_slice(&data),
         }
     }
+    found
+}
+
+async fn check(volume: &VolumeRef, part: u64) {
+    let found = read(volume, part * PART_BYTES as u64, PART_BYTES).await;
     assert!(found == noise(part, PART_BYTES), "part {part}");
 }
 
 /// As when all device files lie on one file system that something else fills.
 #[test]
 fn without_room_below_any_device_writes_fail_and_succeed_again_once_there_is() {
-    let env = SimEnv::new(1);
-    let disks = disks(32 * MIB);
-    let process = env.process();
-    let own: EnvRef = process.clone();
-    let done = process.run_for(LIFE_MAX, async {
-        let (pod, volume) = pod(&own, &disks).await;
+    to_the_end(async |own| {
+        let disks = disks(3);
+        let (pod, volume) = pod(&own, &disks, &SMALL).await;
         for part in 0..16 {
             write(&volume, part).await.expect("written");
         }
@@ -145,19 +163,13 @@ fn without_room_below_any_device_writes_fail_and_succeed_again_once_there_is() {
         }
         pod.close().await.expect("closed");
     });
-    process.halt();
-    env.halt();
-    assert!(done.is_ok(), "no end: {done:?}");
 }
 
 #[test]
 fn large_writes_that_together_need_more_than_is_free_all_end() {
-    let env = SimEnv::new(1);
-    let disks = disks(32 * MIB);
-    let process = env.process();
-    let own: EnvRef = process.clone();
-    let done = process.run_for(LIFE_MAX, async {
-        let (pod, volume) = pod(&own, &disks).await;
+    to_the_end(async |own| {
+        let disks = disks(3);
+        let (pod, volume) = pod(&own, &disks, &SMALL).await;
         for round in 0..4 {
             let large = |at: u64| {
                 let data = noise(round * 8 + at, usize::try_from(8 * MIB).expect("small"));
@@ -172,19 +184,13 @@ fn large_writes_that_together_need_more_than_is_free_all_end() {
         }
         pod.close().await.expect("closed");
     });
-    process.halt();
-    env.halt();
-    assert!(done.is_ok(), "no end: {done:?}");
 }
 
 #[test]
 fn a_catalog_longer_than_a_checkpoint_has_room_for_is_refused() {
-    let env = SimEnv::new(1);
-    let disks = disks(32 * MIB);
-    let process = env.process();
-    let own: EnvRef = process.clone();
-    let done = process.run_for(LIFE_MAX, async {
-        let (pod, volume) = pod(&own, &disks).await;
+    to_the_end(async |own| {
+        let disks = disks(3);
+        let (pod, volume) = pod(&own, &disks, &SMALL).await;
         let spec = |number: usize| VolumeSpec {
             name: format!("volume-{number}"),
             size_bytes: MIB,
@@ -217,7 +223,43 @@ fn a_catalog_longer_than_a_checkpoint_has_room_for_is_refused() {
         pod.create_volume(spec(count)).await.expect("room again");
         pod.close().await.expect("closed");
     });
-    process.halt();
-    env.halt();
-    assert!(done.is_ok(), "no end: {done:?}");
+}
+
+/// As by the file system of a partition that begins at an odd sector: what it calls whole blocks are
+/// parts of ours at both ends of each trim, for which a full pod has no room.
+#[test]
+fn a_full_pod_is_trimmed_at_any_offset_and_takes_writes_again() {
+    const BLOCK_BYTES: usize = 4096;
+    const SECTOR_BYTES: u64 = 512;
+    to_the_end(async |own| {
+        let disks = disks(6);
+        let (pod, volume) = pod(&own, &disks, &WIDE).await;
+        let mut written = 0;
+        while let Ok(()) = write(&volume, written).await {
+            written += 1;
+        }
+        assert!(written > 64, "{written} parts fill it");
+        for part in 0..written / 2 {
+            let offset = part * PART_BYTES as u64;
+            let bytes = (PART_BYTES - BLOCK_BYTES) as u64;
+            let trim = Arc::clone(&volume).zero(offset + SECTOR_BYTES, bytes, ZeroMode::Trim);
+            trim.await.expect("a full pod is trimmed");
+            let mut expected = noise(part, PART_BYTES).to_vec();
+            expected[BLOCK_BYTES..PART_BYTES - BLOCK_BYTES].fill(0);
+            let found = read(&volume, offset, PART_BYTES).await;
+            assert!(found == expected, "part {part} is not what a trim leaves");
+        }
+        let nothing = Arc::clone(&volume).zero(SECTOR_BYTES, 4096, ZeroMode::Trim);
+        nothing.await.expect("a trim without a whole block is one too");
+
+        // What is left is in the way of nobody: some of each segment, together a third of them.
+        let begun = own.now();
+        for part in written..written + written / 4 {
+            while write(&volume, part).await.is_err() {
+                assert!(own.now() - begun < Duration::from_secs(60), "no room comes back");
+                own.sleep(Duration::from_millis(100)).await;
+            }
+        }
+        pod.close().await.expect("closed");
+    });
 }

@@ -87,6 +87,13 @@ struct Copy {
     item: LogItem,
 }
 
+/// Records to be written to another segment together.
+#[derive(Default)]
+struct Moving {
+    copies: Vec<Copy>,
+    bytes: u64,
+}
+
 impl Mapper {
     /// Whether free segments are scarce and reclaim may help.
     pub(super) fn wants_reclaim(&self) -> bool {
@@ -254,14 +261,18 @@ impl Mapper {
     /// them, and frees them.
     async fn empty_segments(&mut self, victims: &[SegmentId]) -> Result<()> {
         let mut damages = Vec::new();
+        // Gathered over all victims: what is left of each alone would begin a row of its own.
+        let mut moving = Moving::default();
         for victim in victims {
-            damages.push(self.empty_segment(*victim).await?);
+            damages.push(self.empty_segment(*victim, &mut moving).await?);
         }
+        let mut damage = None;
+        self.move_copies(moving, &mut damage).await?;
         if !victims.is_empty() {
             self.write_checkpoint().await?;
         }
-        for (victim, damage) in victims.iter().zip(&damages) {
-            self.leave_damaged(*victim, damage.as_ref());
+        for (victim, own) in victims.iter().zip(&damages) {
+            self.leave_damaged(*victim, own.as_ref().or(damage.as_ref()));
         }
         Ok(())
     }
@@ -284,27 +295,29 @@ impl Mapper {
         event::raise(event::DAMAGE_LEFT, "pod", message);
     }
 
-    /// Moves what is live, but for what is damaged beyond repair; returns the first damage.
-    async fn empty_segment(&mut self, victim: SegmentId) -> Result<Option<Error>> {
+    /// Moves what is live, or leaves it in `moving` to be moved, but for what is damaged beyond
+    /// repair; returns the first damage.
+    async fn empty_segment(
+        &mut self,
+        victim: SegmentId,
+        moving: &mut Moving,
+    ) -> Result<Option<Error>> {
         let engine = Arc::clone(&self.engine);
         let Some(lease) = engine.pool.lease(victim) else { return Ok(None) };
         let rows = engine.pool.table.lock().get(victim).map_or(0, |segment| segment.entry.rows);
-        let (mut copies, mut bytes) = (Vec::new(), 0);
         let mut damage = None;
         for row in 0..rows {
             for strip in 0..engine.pool.geometry.data_strips {
                 let bodies = self.bodies(&lease, strip, row, &mut damage).await?;
                 for copy in self.live_records(&lease, strip, row, &bodies, &mut damage).await? {
-                    bytes += copy.item.header.stride();
-                    copies.push(copy);
+                    moving.bytes += copy.item.header.stride();
+                    moving.copies.push(copy);
                 }
             }
-            if bytes >= COPY_BYTES {
-                self.move_copies(std::mem::take(&mut copies), &mut damage).await?;
-                bytes = 0;
+            if moving.bytes >= COPY_BYTES {
+                self.move_copies(std::mem::take(moving), &mut damage).await?;
             }
         }
-        self.move_copies(copies, &mut damage).await?;
         self.changed = true;
         Ok(damage)
     }
@@ -438,7 +451,8 @@ impl Mapper {
         self.engine.ask(&layer, mark).await
     }
 
-    async fn move_copies(&mut self, copies: Vec<Copy>, damage: &mut Option<Error>) -> Result<()> {
+    async fn move_copies(&mut self, moving: Moving, damage: &mut Option<Error>) -> Result<()> {
+        let copies = moving.copies;
         let items: Vec<LogItem> = copies
             .iter()
             .map(|copy| LogItem { header: copy.item.header, payload: copy.item.payload.clone() })
