@@ -316,15 +316,20 @@ fn check_journal(journal_bytes: u64) -> Result<()> {
     )))
 }
 
-/// The preferred strip, smaller if the pod would have too few segments, larger if too many.
+/// The preferred strip, smaller if the pod or a device would have too few of them, larger if the pod
+/// would have too many.
 fn choose_strip_bytes(geometry: &Geometry, devices: &[DeviceRef]) -> u64 {
-    let segments = |strip_bytes: u64| {
+    let regions = |strip_bytes: u64| {
         let geometry = Geometry { strip_bytes, ..*geometry };
-        let regions: u64 = devices.iter().map(|device| geometry.regions(device.len_bytes())).sum();
-        regions / geometry.strips() as u64
+        devices.iter().map(move |device| geometry.regions(device.len_bytes()))
+    };
+    let segments = |strip_bytes: u64| regions(strip_bytes).sum::<u64>() / geometry.strips() as u64;
+    let too_few = |strip_bytes: u64| {
+        segments(strip_bytes) < 2 * SEGMENTS_MIN
+            || regions(strip_bytes).any(|regions| regions < SEGMENTS_MIN)
     };
     let mut strip_bytes = STRIP_BYTES_PREFERRED;
-    while strip_bytes > UNIT_BYTES as u64 && segments(strip_bytes) < 2 * SEGMENTS_MIN {
+    while strip_bytes > UNIT_BYTES as u64 && too_few(strip_bytes) {
         strip_bytes /= 2;
     }
     while segments(strip_bytes) > SEGMENTS_MAX {

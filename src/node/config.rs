@@ -38,7 +38,7 @@ pub const DEVICE_BYTES_MIN: u64 = 256 << 20;
 pub const DEVICES_MAX: usize = 65535;
 
 /// What every device has for data at least: the fewest strips of the shortest kind, 64 of 64 KiB,
-/// that a pod is created with. A pod of more devices than strips may need more.
+/// that a pod is created with.
 const DATA_BYTES_MIN: u64 = 4 << 20;
 
 /// A configuration in which everything holds that must.

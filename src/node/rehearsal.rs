@@ -73,20 +73,27 @@ mod tests {
     use crate::error::ErrorKind;
     use crate::node::config::device_bytes_min;
 
-    fn outcome(device_bytes: u64, journal_bytes: u64) -> Result<()> {
+    fn outcome(lengths: &[u64], options: &FormatOptions) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
-        let options = FormatOptions { data_strips: 4, parity_strips: 2, journal_bytes };
         let env: EnvRef = TokioEnv::new();
-        runtime.block_on(rehearse(&env, &[device_bytes; 6], &options))
+        runtime.block_on(rehearse(&env, lengths, options))
     }
 
     #[test]
     fn what_the_configuration_calls_too_short_is_what_a_pod_does() {
         for journal_bytes in [4 << 20, 252 << 20, 16 << 30] {
             let fewest = device_bytes_min(journal_bytes);
-            outcome(fewest, journal_bytes).expect("long enough");
-            let refused = outcome(fewest - IO_ALIGN, journal_bytes).expect_err("too short");
+            let options = FormatOptions { data_strips: 4, parity_strips: 2, journal_bytes };
+            outcome(&[fewest; 6], &options).expect("long enough");
+            let refused = outcome(&[fewest - IO_ALIGN; 6], &options).expect_err("too short");
             assert_eq!(refused.kind(), ErrorKind::InvalidRequest, "{}", refused.chain());
         }
+    }
+
+    #[test]
+    fn many_short_devices_and_one_among_long_ones_make_a_pod() {
+        let options = FormatOptions { data_strips: 2, parity_strips: 1, journal_bytes: 8 << 20 };
+        outcome(&[256 << 20; 12], &options).expect("strips for short devices");
+        outcome(&[64 << 30, 64 << 30, 64 << 30, 256 << 20], &options).expect("the same");
     }
 }
