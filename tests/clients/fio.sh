@@ -38,7 +38,7 @@ load tcp 1G --verify_only
 seed=${SEED:-$RANDOM}
 RANDOM=$seed
 say "reproduce the kills with: SEED=$seed tests/clients/fio.sh"
-killed=$(mktemp -p "$DATA" killed.XXXX)
+killed=$WORK/killed
 for ((kill = 1; kill <= ${KILLS:-5}; kill++)); do
     milliseconds=$((50 + RANDOM % 950))
     say "kill $kill, $milliseconds ms into a load beside what was written before"
