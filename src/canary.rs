@@ -71,6 +71,8 @@ pub enum Bug {
     SpaceNotPromised,
     /// A large zero entry clears only its first leaf.
     ZeroCutShort,
+    /// A leaf that goes as a whole goes from memory only.
+    LeafLeftInParent,
     /// Leaves whose parent no higher node points at yet are not found.
     UnlinkedLeafMissed,
     /// The superblock of the highest generation wins, whatever its epoch.
@@ -91,7 +93,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 41] = [
         Self::AckedAtSubmit,
         Self::AckedOnTooFew,
         Self::JournalNotDurable,
@@ -124,6 +126,7 @@ impl Bug {
         Self::DirtyNodeEvicted,
         Self::SpaceNotPromised,
         Self::ZeroCutShort,
+        Self::LeafLeftInParent,
         Self::UnlinkedLeafMissed,
         Self::EpochNotCompared,
         Self::CopiesNotCounted,

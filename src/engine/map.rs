@@ -183,7 +183,9 @@ impl Map {
         let (parent, slot) = key.parent();
         if let Some(node) = self.levels[1].get_mut(&parent.index).filter(|_| stored.is_stored()) {
             node.entries[slot] = Location::HOLE;
-            self.dirty.insert(parent);
+            if !planted(Bug::LeafLeftInParent) {
+                self.dirty.insert(parent);
+            }
         }
         self.dirty.remove(&key);
         self.fresh.remove(&key);

@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::Either;
+use futures_util::future::select;
 use weft::device::sim::SimDisk;
 use weft::env::EnvRef;
+use weft::env::sim::SeededRng;
 use weft::env::sim::SimEnv;
 use weft::volume::VolumeDirectory;
 use weft::volume::VolumeRef;
@@ -129,4 +132,49 @@ fn a_trim_of_everything_is_mapped_soon_and_leaves_nothing() {
         pod.close().await.expect("close");
     });
     world.halt();
+}
+
+/// Three blocks that make three records of one entry: data, zeroes, data.
+fn three_records(leaf: u64) -> Bytes {
+    let data = [leaf.to_le_bytes()[0] | 1; BLOCK];
+    [data, [0; BLOCK], data].concat().into()
+}
+
+#[test]
+fn a_kill_between_the_checkpoints_of_a_drain_takes_no_part_of_an_entry() {
+    const JOURNAL_BYTES: u64 = 16 << 20;
+    const ENTRIES: u64 = 1024;
+    for checkpoints in 1..=3 {
+        let world = SimEnv::new(checkpoints);
+        let disks = disks("disk", 6);
+        let disks: Vec<&SimDisk> = disks.iter().collect();
+        life(&world, async |env| {
+            let pod = create_with(&env, &disks, JOURNAL_BYTES).await;
+            let volume = create_volume(&pod, "big").await;
+            for leaf in 0..ENTRIES {
+                let bytes = three_records(leaf);
+                Arc::clone(&volume).write(leaf * LEAF_BYTES, bytes).await.expect("write");
+            }
+            let before = pod.status().checkpoints;
+            let enough = async {
+                while pod.status().checkpoints < before + checkpoints {
+                    env.sleep(Duration::from_micros(100)).await;
+                }
+            };
+            let (close, enough) = (std::pin::pin!(pod.close()), std::pin::pin!(enough));
+            let first = select(close, enough).await;
+            assert!(matches!(first, Either::Right(_)), "closed before {checkpoints} checkpoints");
+        });
+        disks.iter().for_each(|disk| disk.kill(&SeededRng::new(checkpoints)));
+        life(&world, async |env| {
+            let pod = open(&env, &disks, false).await;
+            let volume = pod.find("big").expect("there");
+            for leaf in 0..ENTRIES {
+                let bytes = read_sectors(&volume, leaf * LEAF_BYTES, 24).await.expect("read");
+                assert!(bytes == three_records(leaf), "entry {leaf}, {checkpoints} checkpoints");
+            }
+            pod.close().await.expect("close");
+        });
+        world.halt();
+    }
 }
