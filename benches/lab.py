@@ -166,7 +166,7 @@ class Weft(Server):
     """
 
     def __init__(self, data, device_size="2GiB", pod="", cache="1GiB", api=True, tcp=False,
-                 polling_us=0):
+                 polling_us=None):
         self.data = data
         self.nbd_tcp, self.nvme_tcp = (f"127.0.0.1:{free_port()}" if tcp else "" for _ in range(2))
         config = os.path.join(data, "bench.toml")
@@ -178,7 +178,8 @@ class Weft(Server):
                 f'[nbd]\nlisten = {json.dumps([self.nbd_tcp] if tcp else [])}\n'
                 f'[nvme_tcp]\nlisten = {json.dumps([self.nvme_tcp] if tcp else [])}\n'
                 'discovery = []\n'
-                f'[threads]\ndata_plane = 1\npolling_us = {polling_us}\n'
+                f'[threads]\ndata_plane = 1\n'
+                f'{"" if polling_us is None else f"polling_us = {polling_us}"}\n'
                 '[log]\nlevel = "warn"\n'
             )
         sock = os.path.join(data, "node", "nbd.sock")

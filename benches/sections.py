@@ -50,16 +50,6 @@ def compare(report, section, label, results, bounds):
     report.add(section, f"{label}, CPU of weft / best peer", results["weft"]["cpu"] / cheapest, "x")
 
 
-def report_polling(report, polled, results):
-    """Rows for depth 1 with `threads.polling_us = 30`."""
-    report.add("ram", "4k read QD1, weft, polling", polled["iops"], "IOPS",
-               note=f"{latency_note(polled)}, {polled['cpu']:.1f} us of server CPU each")
-    peers = [result["p50"] for name, result in results.items() if name != "weft"]
-    if peers:
-        report.add("ram", "4k read QD1, polling, p50 of weft / best peer",
-                   polled["p50"] / min(peers), "x", ("<=", 1.0))
-
-
 def own_load(server, depth, seconds, span, write=False):
     """Our pipelined NBD generator over the Unix socket."""
     arguments = ["--unix", server.socket, "--name", server.export, "--depth", str(depth),
@@ -75,8 +65,8 @@ def ram(report, settings):
           contextlib.ExitStack() as stack):
         servers = [stack.enter_context(lab.Weft(data))]
         servers += [stack.enter_context(peer) for peer in lab.peers(data, 2 * span, names)]
-        polling = stack.enter_context(lab.Weft(other, polling_us=30))
-        for server in [*servers, polling]:
+        sleeping = stack.enter_context(lab.Weft(other, polling_us=0))
+        for server in [*servers, sleeping]:
             fill(server, span)
         for depth, bounds in [
             (1, {"p50": ("<=", 1.0)}),
@@ -88,13 +78,14 @@ def ram(report, settings):
                 for server in servers
             }
             if depth == 1:
-                cases["polling"] = lambda: lab.fio_nbd(
-                    polling, "randread", 1, settings.seconds, span)
+                cases["sleeping"] = lambda: lab.fio_nbd(
+                    sleeping, "randread", 1, settings.seconds, span)
             results = lab.interleave(cases, settings.rounds)
-            polled = results.pop("polling", None)
+            slept = results.pop("sleeping", None)
             compare(report, "ram", f"4k read QD{depth}", results, bounds)
-            if polled:
-                report_polling(report, polled, results)
+            if slept:
+                report.add("ram", "4k read QD1, weft without polling", slept["iops"], "IOPS",
+                           note=f"{latency_note(slept)}, {slept['cpu']:.1f} us of server CPU each")
         own = {server.name: server for server in servers if server.name in ("weft", "nbdkit")}
         for depth in (32, 128):
             # nbdkit aborts when a client leaves with requests under way, so it gets none deeper.
@@ -121,14 +112,14 @@ def nvme(report, settings):
     """NVMe over loopback TCP, by state of loopback, beside NBD, nbdkit and a plain TCP copy."""
     span = 256 * MIB
     with lab.directory("/dev/shm") as data, contextlib.ExitStack() as stack:
-        plain, polling = (os.path.join(data, name) for name in ("plain", "polling"))
+        plain, sleeping = (os.path.join(data, name) for name in ("plain", "sleeping"))
         os.mkdir(plain)
-        os.mkdir(polling)
+        os.mkdir(sleeping)
         weft = stack.enter_context(lab.Weft(plain, tcp=True))
-        polling = stack.enter_context(lab.Weft(polling, tcp=True, polling_us=30))
+        sleeping = stack.enter_context(lab.Weft(sleeping, tcp=True, polling_us=0))
         copy = stack.enter_context(lab.TcpCopy(data, span))
         fill(weft, span)
-        fill(polling, span)
+        fill(sleeping, span)
         kit = None
         if shutil.which("nbdkit"):
             port = lab.free_port()
@@ -139,7 +130,7 @@ def nvme(report, settings):
         def state():
             return "fast" if copy.load(128, span, 1)["cpu"] < COPY_FAST_US else "slow"
 
-        nvme_latency(report, settings, span, state, weft, polling)
+        nvme_latency(report, settings, span, state, weft, sleeping)
         cases = {}
         for name, depth, more in (
             ("read QD32", 32, ()),
@@ -177,15 +168,15 @@ def nbd_load(server, address, depth, span, seconds, fill=False):
     return lab.generate("nbd_load", server, arguments, seconds)
 
 
-def nvme_latency(report, settings, span, state, weft, polling):
+def nvme_latency(report, settings, span, state, weft, sleeping):
     """Depth 1, with and without polling servers."""
     cases = {}
-    for label, server in (("", weft), (", polling", polling)):
+    for label, server in (("", weft), (", no polling", sleeping)):
         cases[f"NVMe QD1{label}"] = lambda server=server: nvme_load(
             server, 1, span, settings.seconds)
         cases[f"NBD QD1{label}"] = lambda server=server: nbd_load(
             server, server.nbd_tcp, 1, span, settings.seconds)
-    goals = {"NVMe QD1": ("<=", 30), "NVMe QD1, polling": ("<=", 15)}
+    goals = {"NVMe QD1": ("<=", 15), "NVMe QD1, no polling": ("<=", 30)}
     for name, states in lab.by_state(cases, state, settings.rounds).items():
         for where, result in sorted(states.items()):
             report.add("nvme", f"read {name}, {where}", result["p50"], "us p50", goals.get(name), (

@@ -1,6 +1,7 @@
 //! The connections of hosts, for an operator to look at. Plain atomics, which a connection updates
 //! once a batch; nothing waits.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -20,6 +21,16 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 pub struct Connections {
     /// Guards the table for one look or change.
     open: Mutex<BTreeMap<u64, Arc<Counts>>>,
+}
+
+thread_local! {
+    static REQUESTS_OF_THREAD: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Requests that this thread's connections have reported, ended ones included.
+#[must_use]
+pub fn requests_of_thread() -> u64 {
+    REQUESTS_OF_THREAD.get()
 }
 
 /// An open connection; it leaves the table when this is dropped.
@@ -133,6 +144,7 @@ impl Counts {
             }
         };
         self.in_flight.store(in_flight as u64, Ordering::Relaxed);
+        REQUESTS_OF_THREAD.set(requests_of_thread() + tally.requests);
         add(&self.requests, tally.requests);
         add(&self.errors, tally.errors);
         add(&self.bytes_read, tally.bytes_read);

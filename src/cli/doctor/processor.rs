@@ -44,14 +44,6 @@ pub(super) fn threads(facts: &Facts) -> Vec<Finding> {
     let found = format!("{threads} data-plane threads, {processors} processors");
     vec![if threads > processors {
         Finding::warn(found, "[threads] data_plane = \"auto\"")
-    } else if config.polling.is_some() && threads == processors {
-        Finding::warn(
-            format!("{found}; threads.polling_us lets threads use all of theirs, and none is left"),
-            match processors {
-                1 => "[threads] polling_us = 0".to_owned(),
-                _ => format!("[threads] data_plane = {}", processors - 1),
-            },
-        )
     } else {
         Finding::ok(found)
     }]
@@ -76,11 +68,9 @@ mod tests {
     }
 
     #[test]
-    fn threads_beyond_processors_and_polling_on_all_of_them_are_warned_of() {
+    fn threads_beyond_processors_are_warned_of() {
         let verdict = |text| System::new(&[]).verdict(threads, configured(text));
         assert_eq!(verdict(""), Verdict::Ok);
         assert_eq!(verdict("threads.data_plane = 9"), Verdict::Warn);
-        assert_eq!(verdict("threads.polling_us = 30"), Verdict::Warn);
-        assert_eq!(verdict("threads.polling_us = 30\nthreads.data_plane = 7"), Verdict::Ok);
     }
 }

@@ -45,6 +45,8 @@ use crate::volume::pod::VOLUME_BYTES_MAX;
 
 /// What "not said, choose for me" is called in the file.
 const AUTO: &str = "auto";
+/// Longer than the turn-around of a local client at depth 1.
+const POLLING_US: usize = 30;
 /// Largest device: what offsets of 63 bits can address.
 const SIZE_BYTES_MAX: u64 = 1 << 62;
 
@@ -226,7 +228,7 @@ fn threads(raw: Given<raw::Count>) -> Result<Option<usize>, Wrong> {
 
 fn polling(given: Given<usize>) -> Result<Option<Duration>, Wrong> {
     // Past a millisecond it would be a thread that never sleeps.
-    let span_us = number("threads.polling_us", given, 0..=1000)?.unwrap_or(0);
+    let span_us = number("threads.polling_us", given, 0..=1000)?.unwrap_or(POLLING_US);
     Ok((span_us > 0).then(|| Duration::from_micros(bytes_u64(span_us))))
 }
 
