@@ -74,8 +74,12 @@ fn to_the_end(work: impl AsyncFnOnce(EnvRef)) {
 
 /// Disks with room below their superblocks and journals, as device files have from the beginning.
 fn disks(count: usize) -> Vec<SimDisk> {
+    disks_of(count, 32 * MIB)
+}
+
+fn disks_of(count: usize, bytes: u64) -> Vec<SimDisk> {
     let disk = |at| {
-        let disk = SimDisk::new(format!("disk-{at}"), SimProfile::new(32 * MIB));
+        let disk = SimDisk::new(format!("disk-{at}"), SimProfile::new(bytes));
         disk.poke(0, &vec![1; usize::try_from(JOURNAL_OFFSET + MIB).expect("small")]);
         disk
     };
@@ -256,6 +260,79 @@ fn a_full_pod_is_trimmed_at_any_offset_and_takes_writes_again() {
         let begun = own.now();
         for part in written..written + written / 4 {
             while write(&volume, part).await.is_err() {
+                assert!(own.now() - begun < Duration::from_secs(60), "no room comes back");
+                own.sleep(Duration::from_millis(100)).await;
+            }
+        }
+        pod.close().await.expect("closed");
+    });
+}
+
+/// What it had not yet in segments when it was deleted will never be written to any.
+#[test]
+fn a_deleted_volume_gives_back_what_was_promised_to_it() {
+    to_the_end(async |own| {
+        let disks = disks(3);
+        let format = FormatOptions { journal_bytes: 8 * MIB, ..SMALL };
+        let (pod, volume) = pod(&own, &disks, &format).await;
+        for round in 0..100 {
+            let spec = VolumeSpec {
+                name: "short-lived".into(),
+                size_bytes: 16 * MIB,
+                logical_block_bytes: 4096,
+                read_only: false,
+            };
+            pod.create_volume(spec).await.expect("created");
+            let short_lived = pod.find("short-lived").expect("there");
+            for part in 0..12 {
+                let written = write(&short_lived, part).await;
+                written.unwrap_or_else(|error| panic!("round {round}: {}", error.chain()));
+            }
+            pod.delete_volume("short-lived").await.expect("deleted");
+        }
+        own.sleep(Duration::from_secs(60)).await;
+        let status = pod.status();
+        assert_eq!(status.used_bytes, status.physical_bytes, "nothing is promised");
+        write(&volume, 1).await.expect("written");
+        pod.close().await.expect("closed");
+    });
+}
+
+/// With a journal many times larger than the reserve, and records of which three fill a unit to
+/// three quarters.
+#[test]
+fn what_is_in_the_journal_finds_room_in_segments_however_it_packs() {
+    const RECORD_BYTES: u64 = 16 << 10;
+    to_the_end(async |own| {
+        let disks = disks_of(6, 160 * MIB);
+        let format = FormatOptions { journal_bytes: 128 * MIB, ..WIDE };
+        let (pod, volume) = pod(&own, &disks, &format).await;
+        for round in 0..3 {
+            let host = |first: u64| {
+                let volume = &volume;
+                async move {
+                    let mut at = first;
+                    while at * RECORD_BYTES < 512 * MIB {
+                        let data = noise(round ^ at, RECORD_BYTES as usize);
+                        if Arc::clone(volume).write(at * RECORD_BYTES, data).await.is_err() {
+                            break;
+                        }
+                        at += 64;
+                    }
+                    at
+                }
+            };
+            let ends = join_all((0..64).map(host)).await;
+            for end in ends.into_iter().filter(|end| *end >= 64) {
+                let at = end - 64;
+                let found = read(&volume, at * RECORD_BYTES, RECORD_BYTES as usize).await;
+                assert!(found == noise(round ^ at, RECORD_BYTES as usize), "record {at}");
+            }
+            let all = Arc::clone(&volume).zero(0, 512 * MIB, ZeroMode::Deallocate);
+            all.await.expect("trimmed");
+            let begun = own.now();
+            while let Err(error) = write(&volume, 1).await {
+                assert_eq!(error.kind(), ErrorKind::NoSpace, "{}", error.chain());
                 assert!(own.now() - begun < Duration::from_secs(60), "no room comes back");
                 own.sleep(Duration::from_millis(100)).await;
             }

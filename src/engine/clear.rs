@@ -75,6 +75,9 @@ impl Mapper {
     }
 
     async fn clear_some_leaves(&mut self, layer: &Arc<Layer>) -> Result<()> {
+        // Nothing of it will be mapped, and nothing more comes in; records and layer hold each other.
+        let buffered = std::mem::take(&mut layer.state.lock().index);
+        drop(buffered);
         let mut progress = self.clearing.layers.get(&layer.id).copied().unwrap_or_default();
         if progress.over {
             return Ok(());

@@ -302,8 +302,12 @@ impl Mapper {
         }
         let live_bytes = self.engine.pool.table.lock().live_bytes();
         self.exhausted &= live_bytes >= self.exhausted_at_bytes;
-        self.forget_group(group.len());
+        let count = group.len();
+        drop(group);
+        self.forget_group(count);
         self.mapped = last;
+        // The room it was promised is taken now: the door must not give it away again.
+        self.publish_space();
         Ok(())
     }
 

@@ -269,7 +269,7 @@ impl Engine {
         for layer in layers {
             let (root, empty) = {
                 let state = layer.state.lock();
-                (state.map.root(), state.map.is_empty())
+                (state.map.root(), state.map.is_empty() && state.index.is_empty())
             };
             if empty && layer.dropping.load(Ordering::Acquire) {
                 catalog.layers.remove(&layer.id.0);

@@ -37,6 +37,7 @@ use super::recovery;
 use super::recovery::ReplayRecord;
 use super::scrub::ScrubControl;
 use super::space::Space;
+use super::space::room_for;
 use crate::cache::ChunkCache;
 use crate::canary::Bug;
 use crate::canary::planted;
@@ -288,7 +289,8 @@ impl Engine {
         if layer.is_none() && header.kind != RecordKind::CatalogChange {
             return; // Its volume was deleted: no layer owns it any more.
         }
-        let promise = (header.kind == RecordKind::Data).then(|| self.space.hold(header.stride()));
+        let promise =
+            (header.kind == RecordKind::Data).then(|| self.space.hold(room_for(header.stride())));
         let ReplayRecord { payload, number, .. } = record;
         self.make_visible(&[Arc::new(BufferedRecord { header, payload, layer, promise, number })]);
     }

@@ -15,6 +15,8 @@ use tokio::sync::Notify;
 
 use crate::canary::Bug;
 use crate::canary::planted;
+use crate::format::unit::UNIT_BODY_BYTES;
+use crate::units::bytes_u64;
 
 /// What the mapper last knew of the pool, and what is promised.
 #[derive(Default)]
@@ -80,7 +82,15 @@ pub struct Levels {
     pub exhausted: bool,
 }
 
-/// Records are packed into units of 64 KiB: on average less than an eighth is lost.
+/// What records of this length take of segments, each: a unit holds a whole number of them. Of 16
+/// KiB that do not compress it holds three.
+#[must_use]
+pub fn room_for(stride: u64) -> u64 {
+    let unit = bytes_u64(UNIT_BODY_BYTES);
+    unit / (unit / stride).max(1)
+}
+
+/// Records of many lengths are packed into units of 64 KiB: on average less than an eighth is lost.
 fn with_packing_loss(bytes: u64) -> u64 {
     bytes + bytes / 8
 }

@@ -17,6 +17,7 @@ use super::record::push_chunk;
 use super::record::zero_header;
 use super::space::Admission;
 use super::space::Promise;
+use super::space::room_for;
 use crate::codec::compress::is_zero;
 use crate::env::timeout;
 use crate::error::Error;
@@ -134,7 +135,7 @@ impl Engine {
     /// a part could wait for one another.
     async fn promise_all(&self, records: Vec<(RecordHeader, Bytes)>) -> Result<Vec<NewRecord>> {
         let occupied = |header: &RecordHeader| match header.kind {
-            RecordKind::Data => header.stride(),
+            RecordKind::Data => room_for(header.stride()),
             _ => 0,
         };
         let bytes = records.iter().map(|(header, _)| occupied(header)).sum();
