@@ -169,6 +169,46 @@ fn without_room_below_any_device_writes_fail_and_succeed_again_once_there_is() {
     });
 }
 
+/// As above, but no room comes back from outside: only what is trimmed is there.
+#[test]
+fn without_room_below_any_device_what_was_trimmed_is_used_again() {
+    to_the_end(async |own| {
+        let disks = disks(3);
+        let (pod, volume) = pod(&own, &disks, &SMALL).await;
+        for part in 0..64 {
+            write(&volume, part).await.expect("written");
+        }
+        own.sleep(Duration::from_secs(60)).await;
+        disks.iter().for_each(|disk| {
+            disk.set_faults(SimFaults { full: true, ..SimFaults::default() });
+        });
+        let mut written = 64;
+        while write(&volume, written).await.is_ok() {
+            written += 1;
+        }
+        for round in 0..5 {
+            let all = Arc::clone(&volume).zero(0, 512 * MIB, ZeroMode::Deallocate);
+            all.await.expect("trimmed");
+            let begun = own.now();
+            for part in 0..16 {
+                while let Err(error) = write(&volume, part).await {
+                    assert_eq!(error.kind(), ErrorKind::NoSpace, "{}", error.chain());
+                    let waited = own.now() - begun;
+                    assert!(waited < Duration::from_secs(60), "round {round}: none comes back");
+                    own.sleep(Duration::from_millis(100)).await;
+                }
+            }
+            for part in 0..16 {
+                check(&volume, part).await;
+            }
+            while write(&volume, written).await.is_ok() {
+                written = (written + 1) % 4096;
+            }
+        }
+        pod.close().await.expect("closed");
+    });
+}
+
 #[test]
 fn large_writes_that_together_need_more_than_is_free_all_end() {
     to_the_end(async |own| {

@@ -187,6 +187,10 @@ impl Device for FaultDevice {
         self.pass(Operation::Discard, offset, move |inner| inner.discard(offset, length))
     }
 
+    fn reserve(&self, offset: u64, length: u64) -> Result<()> {
+        self.inner.reserve(offset, length)
+    }
+
     fn lost(&self) -> Option<&'static str> {
         self.inner.lost()
     }

@@ -225,6 +225,14 @@ impl Device for FileDevice {
             })
         })
     }
+
+    fn reserve(&self, offset: u64, length: u64) -> Result<()> {
+        allocate(&self.file, offset, length).map_err(|errno| {
+            let error = io::Error::from(errno);
+            Error::new(kind_of(&error), "reserve room on device").context(&self.name).source(error)
+        })
+    }
+
     /// A deleted file takes I/O as before, but all of it is gone once the file is closed.
     fn lost(&self) -> Option<&'static str> {
         let Ok(stat) = rustix::fs::fstat(&self.file) else {
@@ -296,12 +304,7 @@ fn lay_out(file: &OwnedFd, path: &Path, len_bytes: u64, preallocate_bytes: u64) 
     };
     rustix::fs::ftruncate(file, len_bytes).map_err(failed)?;
     if preallocate_bytes > 0 {
-        let mode = FallocateFlags::KEEP_SIZE;
-        match rustix::fs::fallocate(file, mode, 0, preallocate_bytes) {
-            // This file system cannot promise room.
-            Ok(()) | Err(Errno::OPNOTSUPP) => {}
-            Err(errno) => return Err(failed(errno)),
-        }
+        allocate(file, 0, preallocate_bytes).map_err(failed)?;
         write_zeroes(file, preallocate_bytes).map_err(failed)?;
     }
     rustix::fs::fsync(file).map_err(failed)?;
@@ -312,6 +315,15 @@ fn lay_out(file: &OwnedFd, path: &Path, len_bytes: u64, preallocate_bytes: u64) 
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::open(parent, flags, Mode::empty()).map_err(failed)?;
     rustix::fs::fsync(directory.as_fd()).map_err(failed)
+}
+
+/// Gives a range of a file its room; block devices have it.
+fn allocate(file: &OwnedFd, offset: u64, length: u64) -> rustix::io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, length) {
+        // Or this file system cannot promise any.
+        Err(Errno::OPNOTSUPP) => Ok(()),
+        outcome => outcome,
+    }
 }
 
 /// Writes zeroes over the first `length` bytes.

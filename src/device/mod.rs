@@ -70,6 +70,14 @@ pub trait Device: Send + Sync {
     fn flush(&self) -> LocalBoxFuture<Result<()>>;
     /// Hints that the range's contents are no longer needed; it may read as anything after.
     fn discard(&self, offset: u64, length: u64) -> LocalBoxFuture<Result<()>>;
+    /// Gives the range its room on the disk below, so that writing there never fails with
+    /// `DeviceFull`. What it holds stays. May take a moment: for when a pod is opened.
+    ///
+    /// # Errors
+    /// `DeviceFull`: there is none to give. Devices that always have room need do nothing.
+    fn reserve(&self, _offset: u64, _length: u64) -> Result<()> {
+        Ok(())
+    }
     /// Why the device is lost although its I/O may still succeed, if it is: such as a file that was
     /// deleted and ends with its last descriptor. Cheap, without I/O; meant to be asked every few
     /// seconds.

@@ -86,6 +86,8 @@ struct State {
     /// Results not yet collected.
     done: BTreeMap<u64, Result<Option<AlignedBuf>>>,
     faults: SimFaults,
+    /// What has room though it may never have been written.
+    reserved: Vec<Range<u64>>,
     one_shots: Vec<(OneShot, Range<u64>)>,
     counters: SimCounters,
 }
@@ -329,6 +331,12 @@ impl Io {
 }
 
 impl State {
+    /// Whether a range is reserved, or all of it was written before.
+    fn has_room(&self, offset: u64, length: u64) -> bool {
+        let within = |range: &Range<u64>| range.start <= offset && offset + length <= range.end;
+        self.reserved.iter().any(within) || self.live.holds(offset, bytes_usize(length))
+    }
+
     /// Applies every I/O that is due at `now`, in order.
     fn settle(&mut self, now: Duration, disk: &Shared) {
         while let Some(&(due, id)) = self.due.first()
@@ -380,7 +388,7 @@ impl State {
                 Err(disk.error(ErrorKind::DeviceTransient, "write error"))
             }
             (Work::Write { data, .. }, _) => {
-                if self.faults.full && !self.live.holds(io.offset, data.len()) {
+                if self.faults.full && !self.has_room(io.offset, bytes_u64(data.len())) {
                     self.counters.full_errors += 1;
                     return Err(disk.error(ErrorKind::DeviceFull, "no room below the file"));
                 }
@@ -588,6 +596,15 @@ impl Device for SimDevice {
 
     fn discard(&self, offset: u64, length: u64) -> LocalBoxFuture<Result<()>> {
         self.run(offset, length, Work::Discard { length }, |_| ())
+    }
+
+    fn reserve(&self, offset: u64, length: u64) -> Result<()> {
+        let mut state = self.disk.state.lock();
+        let range = offset..offset + length;
+        if !state.faults.full && !state.reserved.contains(&range) {
+            state.reserved.push(range);
+        }
+        Ok(())
     }
 }
 

@@ -107,6 +107,10 @@ impl Device for StickyDevice {
         self.guard(false, || self.inner.discard(offset, length))
     }
 
+    fn reserve(&self, offset: u64, length: u64) -> Result<()> {
+        self.inner.reserve(offset, length)
+    }
+
     fn lost(&self) -> Option<&'static str> {
         self.inner.lost()
     }

@@ -15,6 +15,7 @@ use super::layer::Layer;
 use super::mapper::LiveChanges;
 use super::mapper::LogItem;
 use super::mapper::Mapper;
+use super::mapper::Reserve;
 use super::mapper::Stream;
 use super::record::compressed;
 use crate::canary::Bug;
@@ -94,6 +95,16 @@ impl Mapper {
     /// Writes a checkpoint of what is mapped. Parts of later entries may be mapped already: they
     /// are in the journal and replaying them gives the same map.
     pub(super) async fn checkpoint_mapped(&mut self) -> Result<()> {
+        self.reserve = Reserve::Open;
+        let written = self.write_mapped().await;
+        if std::mem::replace(&mut self.reserve, Reserve::Barred) == Reserve::Used {
+            // The rest of the segment is not for data.
+            self.close_segment(Stream::Data);
+        }
+        written
+    }
+
+    async fn write_mapped(&mut self) -> Result<()> {
         let engine = Arc::clone(&self.engine);
         if planted(Bug::CutTooHigh) {
             self.mapped = engine.journal.visible_lsn();
@@ -236,8 +247,8 @@ impl Mapper {
         let mut table = self.engine.pool.table.lock();
         let closed: Vec<_> =
             table.metadata().filter(|s| !s.open && s.entry.live_blocks > 0).collect();
-        let usable = self.usable_devices();
-        let strips = |segment: &&Segment| segment.strips_in_service(&usable);
+        let (in_service, usable) = (self.engine.pool.in_service(), self.devices_to_move_to());
+        let strips = |segment: &&Segment| segment.strips_in_service(&in_service);
         let wanted = usable.iter().filter(|usable| **usable).count();
         let wanted = wanted.min(self.engine.pool.geometry.strips());
         let weak = closed.iter().copied().find(|segment| strips(segment) < wanted);

@@ -75,6 +75,17 @@ pub(super) enum Stream {
     Metadata,
 }
 
+/// The room that device files have in any case, see [`Engine::reserve_room`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reserve {
+    /// Data is being written.
+    Barred,
+    /// A checkpoint is being written.
+    Open,
+    /// One that found no other room.
+    Used,
+}
+
 /// The segment a stream is writing to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OpenSegment {
@@ -100,8 +111,9 @@ pub(super) struct Mapper {
     pub(super) checkpoint: super::checkpoint::CheckpointState,
     /// Reclaim gained nothing when last tried.
     pub(super) exhausted: bool,
-    /// Devices for which every segment was found to have all the strips it can have.
-    pub(super) settled_on: Option<Vec<bool>>,
+    /// Devices in service, and those to move to, for which every segment was found to have all the
+    /// strips it can have.
+    pub(super) settled_on: Option<(Vec<bool>, Vec<bool>)>,
     /// Moving segments for redundancy's sake, from the first to the last.
     pub(super) rebuild: Option<Rebuild>,
     /// The last turn moved a segment to get its redundancy back: there may be more.
@@ -116,6 +128,8 @@ pub(super) struct Mapper {
     pub(super) host_segments: u64,
     /// Segments that the last checkpoint itself left empty: what it wrote replaced them.
     pub(super) left_empty: usize,
+    /// Whether segments may be opened in what is reserved below the devices.
+    pub(super) reserve: Reserve,
     /// Since when nothing has succeeded.
     failing_since: Option<Duration>,
     /// Maps of deleted layers.
@@ -147,6 +161,7 @@ impl Mapper {
             gained_best: None,
             host_segments: 0,
             left_empty: 0,
+            reserve: Reserve::Barred,
             failing_since: None,
             clearing: Clearing::default(),
             failing: Failing::default(),
@@ -204,7 +219,14 @@ impl Mapper {
         if let Some(error) = self.engine.journal.failure() {
             return Err(error);
         }
-        self.write_checkpoint().await
+        match self.write_checkpoint().await {
+            // All of it is in the journal, from where the next start takes it.
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                self.report(&error);
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 
     pub(super) fn has_work(&self) -> bool {
@@ -413,9 +435,16 @@ impl Mapper {
 
     fn allocate(&mut self, stream: Stream) -> Result<SegmentId> {
         let pool = &self.engine.pool;
-        let usable = self.usable_devices();
+        let (usable, in_service) = (self.usable_devices(), pool.in_service());
         let metadata = stream == Stream::Metadata;
-        pool.table.lock().allocate(metadata, &usable).ok_or_else(|| {
+        let mut table = pool.table.lock();
+        let mut allocated = table.allocate(metadata, &usable);
+        if allocated.is_none() && self.reserve != Reserve::Barred {
+            let reserved = self.engine.reserve_segments;
+            allocated = table.allocate_reserved(metadata, &in_service, reserved);
+            self.reserve = Reserve::Used;
+        }
+        allocated.ok_or_else(|| {
             Error::new(ErrorKind::NoSpace, "open segment").context("no free segment")
         })
     }

@@ -212,6 +212,7 @@ impl Engine {
         recovery::complete_copies(&pool, &mut recovered).await?;
         let journal = Journal::new(head.journal_bytes, pool.members.len(), recovered.start.clone());
         let engine = Arc::new(Self::assembled(env, pool, journal, epoch, options));
+        engine.reserve_room();
         engine.restore_catalog(loaded.catalog);
         for record in recovered.records {
             engine.replay(record);
@@ -265,6 +266,20 @@ impl Engine {
             tasks: Tasks::new(Arc::clone(&env), epoch),
             env,
             pool,
+        }
+    }
+
+    /// Gives the reserve its room below the devices. A checkpoint that finds none elsewhere goes
+    /// there, as only what it frees can be used again.
+    fn reserve_room(&self) {
+        let geometry = &self.pool.geometry;
+        for member in self.pool.members.iter().filter(|member| member.in_service()) {
+            let regions = member.device_bytes().map_or(0, |bytes| geometry.regions(bytes));
+            let reserved = regions.min(self.reserve_segments);
+            let offset = geometry.data_offset() + (regions - reserved) * geometry.strip_bytes;
+            if let Err(error) = member.reserve(offset, reserved * geometry.strip_bytes) {
+                event::raise(event::DEVICE_FULL, member.name(), error.chain());
+            }
         }
     }
 

@@ -147,17 +147,13 @@ impl Mapper {
     /// Copies a segment that has fewer strips in service than it could have to a new one: how
     /// redundancy comes back after a device was away or lost. False if there is none.
     pub(super) async fn evacuate_one(&mut self) -> Result<bool> {
-        // A device that was full is tried again by new writes, but not by moving old ones to and
-        // fro each time it is.
-        let members = &self.engine.pool.members;
-        let usable: Vec<bool> =
-            members.iter().map(|member| member.in_service() && !member.was_full()).collect();
-        if self.settled_on.as_ref() == Some(&usable) {
+        let (in_service, usable) = (self.engine.pool.in_service(), self.devices_to_move_to());
+        if self.settled_on.as_ref().is_some_and(|on| *on == (in_service.clone(), usable.clone())) {
             return Ok(false);
         }
-        let weak = self.engine.pool.table.lock().weak_segments(&usable);
+        let weak = self.engine.pool.table.lock().weak_segments(&in_service, &usable);
         let Some((segment, left)) = weak else {
-            self.settled_on = Some(usable);
+            self.settled_on = Some((in_service, usable));
             self.tell_rebuilt();
             return Ok(false);
         };
@@ -184,6 +180,13 @@ impl Mapper {
         }
         self.say_of_rebuild("");
         Ok(true)
+    }
+
+    /// Devices that strips may be moved to for redundancy's sake. One that was full is tried again
+    /// by new writes, but not by moving old ones to and fro each time it is.
+    pub(super) fn devices_to_move_to(&self) -> Vec<bool> {
+        let members = &self.engine.pool.members;
+        members.iter().map(|member| member.in_service() && !member.was_full()).collect()
     }
 
     /// Shows as a task what is left to move. What came in meanwhile, as by the loss of another

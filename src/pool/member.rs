@@ -144,6 +144,14 @@ impl Member {
         self.device.as_ref().map(|device| device.len_bytes())
     }
 
+    /// As [`crate::device::Device::reserve`], if the device is there.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn reserve(&self, offset: u64, length: u64) -> Result<()> {
+        self.device.as_ref().map_or(Ok(()), |device| device.reserve(offset, length))
+    }
+
     /// Whether it takes new writes.
     #[must_use]
     pub fn in_service(&self) -> bool {

@@ -184,12 +184,36 @@ impl SegmentTable {
     /// Opens a new segment on devices that are `usable`, emptiest first; with fewer usable devices
     /// than strips, the last parity strips are absent. `None`: no room.
     pub fn allocate(&mut self, metadata: bool, usable: &[bool]) -> Option<SegmentId> {
+        self.allocate_from(metadata, usable, &vec![0; usable.len()])
+    }
+
+    /// As [`SegmentTable::allocate`], in the last `reserved` regions of each device. Other segments
+    /// get them last.
+    pub fn allocate_reserved(
+        &mut self,
+        metadata: bool,
+        usable: &[bool],
+        reserved: u64,
+    ) -> Option<SegmentId> {
+        let first = |total: &u64| u32::try_from(total.saturating_sub(reserved)).unwrap_or(u32::MAX);
+        let first: Vec<u32> = self.regions_total.iter().map(first).collect();
+        self.allocate_from(metadata, usable, &first)
+    }
+
+    /// `first`: of each device, the first region that may be taken.
+    fn allocate_from(
+        &mut self,
+        metadata: bool,
+        usable: &[bool],
+        first: &[u32],
+    ) -> Option<SegmentId> {
         if self.ids_exhausted() {
             return None;
         }
         let wanted = self.strips_wanted(usable)?;
+        let free = |device: &usize| self.free_regions[*device].range(first[*device]..).next();
         let mut candidates: Vec<usize> =
-            (0..usable.len()).filter(|d| usable[*d] && !self.free_regions[*d].is_empty()).collect();
+            (0..usable.len()).filter(|d| usable[*d] && free(d).is_some()).collect();
         if candidates.len() < wanted {
             return None;
         }
@@ -205,7 +229,9 @@ impl SegmentTable {
         self.next_id += 1;
         let mut places = vec![None; self.geometry.strips()];
         for (place, device) in places.iter_mut().zip(&candidates) {
-            let region = self.free_regions[*device].pop_first()?;
+            let regions = &mut self.free_regions[*device];
+            let region = *regions.range(first[*device]..).next()?;
+            regions.remove(&region);
             *place = Some(Place { device: u16::try_from(*device).ok()?, region });
         }
         let entry = SegmentEntry {
@@ -298,11 +324,15 @@ impl SegmentTable {
         self.census.redundancy(self.segments.values(), self.geometry, in_service)
     }
 
-    /// The closed segments with live blocks, but those known as damaged, that have fewer strips on
-    /// the `usable` devices than they could: the oldest, and how many there are.
+    /// The closed segments with live blocks, but those known as damaged, that have fewer strips in
+    /// service than they could have on the `usable` devices: the oldest, and how many there are.
     #[must_use]
-    pub fn weak_segments(&mut self, usable: &[bool]) -> Option<(SegmentId, u64)> {
-        let weak = self.census.weak(self.segments.values(), self.geometry, usable);
+    pub fn weak_segments(
+        &mut self,
+        in_service: &[bool],
+        usable: &[bool],
+    ) -> Option<(SegmentId, u64)> {
+        let weak = self.census.weak(self.segments.values(), self.geometry, in_service, usable);
         weak.first().map(|oldest| (*oldest, weak.len() as u64))
     }
 
@@ -497,6 +527,40 @@ mod tests {
     }
 
     #[test]
+    fn reserved_regions_are_the_last_that_others_get() {
+        let mut table = table();
+        let usable = [true; 6];
+        let region = |table: &SegmentTable, id| {
+            table.get(id).and_then(|segment| segment.entry.places[0]).map(|place| place.region)
+        };
+        let id = table.allocate_reserved(true, &usable, 1).expect("one of three");
+        assert_eq!(region(&table, id), Some(2));
+        assert_eq!(table.allocate_reserved(true, &usable, 1), None);
+        for expected in 0..2 {
+            let id = table.allocate(false, &usable).expect("two of three");
+            assert_eq!(region(&table, id), Some(expected));
+        }
+        assert_eq!(table.allocate(false, &usable), None);
+    }
+
+    #[test]
+    fn strips_on_a_device_that_takes_no_more_count_all_the_same() {
+        let geometry = Geometry { devices: 8, ..table().geometry };
+        let mut table = SegmentTable::new(geometry, vec![3; 8], 1);
+        table.extend_ids(100);
+        let in_service = [true; 8];
+        let id = table.allocate(false, &in_service).expect("room");
+        table.rows_written(id, 1, 8, 8 << 12);
+        table.add_live(id, 8);
+        table.close(id);
+        let device = table.get(id).and_then(|s| s.entry.places[0]).expect("whole").device;
+        let mut left = in_service;
+        left[usize::from(device)] = false;
+        assert_eq!(table.weak_segments(&in_service, &left), None, "one more is not needed");
+        assert_eq!(table.weak_segments(&left, &left), Some((id, 1)), "it is lost");
+    }
+
+    #[test]
     fn missing_devices_leave_parity_absent_and_too_few_refuse() {
         let mut table = table();
         let usable = [true, false, true, true, true, true];
@@ -613,7 +677,7 @@ mod tests {
                 }
                 prop_assert_eq!(table.redundancy(&in_service), by_walking(&table, &in_service));
                 prop_assert_eq!(
-                    table.weak_segments(&in_service),
+                    table.weak_segments(&in_service, &in_service),
                     weak_by_walking(&table, &in_service)
                 );
                 let is_empty = |s: &&Segment| !s.open && s.entry.live_blocks == 0;

@@ -61,7 +61,9 @@ struct Protection {
 /// The closed segments with live blocks that could have more strips in service than they have.
 /// Those known as damaged could not.
 struct Weak {
-    /// The devices they could be on.
+    /// The devices whose strips count.
+    in_service: Vec<bool>,
+    /// Those that new strips may be put on.
     usable: Vec<bool>,
     /// Strips they could have.
     wanted: usize,
@@ -124,10 +126,12 @@ impl Census {
         &mut self,
         segments: impl Iterator<Item = &'a Segment>,
         geometry: Geometry,
+        in_service: &[bool],
         usable: &[bool],
     ) -> &BTreeSet<SegmentId> {
-        let known = self.weak.take().filter(|known| known.usable == usable);
-        let known = known.unwrap_or_else(|| Weak::of(segments, geometry, usable));
+        let known = self.weak.take();
+        let known = known.filter(|known| known.in_service == in_service && known.usable == usable);
+        let known = known.unwrap_or_else(|| Weak::of(segments, geometry, in_service, usable));
         &self.weak.insert(known).segments
     }
 
@@ -183,19 +187,21 @@ impl Weak {
     fn of<'a>(
         segments: impl Iterator<Item = &'a Segment>,
         geometry: Geometry,
+        in_service: &[bool],
         usable: &[bool],
     ) -> Self {
         let count = usable.iter().filter(|usable| **usable).count();
         let wanted = count.min(geometry.strips());
-        let mut known = Self { usable: usable.to_vec(), wanted, segments: BTreeSet::new() };
+        let (in_service, usable) = (in_service.to_vec(), usable.to_vec());
+        let mut known = Self { in_service, usable, wanted, segments: BTreeSet::new() };
         let closed =
             segments.filter(|segment| Phase::of(segment) == Phase { open: false, lives: true });
         known.segments = closed.filter(|segment| known.is(segment)).map(|s| s.entry.id).collect();
         known
     }
 
-    /// Whether a segment has fewer strips on those devices than it could, and can be moved.
+    /// Whether a segment has fewer strips than it could have elsewhere, and can be moved.
     fn is(&self, segment: &Segment) -> bool {
-        !segment.damaged && segment.strips_in_service(&self.usable) < self.wanted
+        !segment.damaged && segment.strips_in_service(&self.in_service) < self.wanted
     }
 }
