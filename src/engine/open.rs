@@ -525,7 +525,12 @@ async fn load_checkpoint(pool: &Arc<Pool>, head: &Superblock) -> Result<Loaded> 
     }
     let strips = pool.geometry.strips();
     let root = load_root(pool, head).await?;
-    for entry in root.metadata_segments {
+    let own = pool.geometry.space().address(head.root);
+    for mut entry in root.metadata_segments {
+        // The root lists its segment as it was before it was written itself.
+        if let Some(own) = own.filter(|own| own.segment == entry.id) {
+            entry.rows = entry.rows.max(own.byte / UNIT_BYTES as u64 + 1);
+        }
         pool.table.lock().load(entry, None)?;
     }
     let mut json = Vec::new();
