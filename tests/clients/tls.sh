@@ -5,19 +5,19 @@ source "$(dirname "$0")/lib.sh"
 requires certtool psktool openssl nbdinfo nbdcopy qemu-img python:nbd
 requires_weft
 prepare
-mkdir "$WORK/tls" "$WORK/other"
 
 # certtool writes about half of its ECDSA keys in a form that rustls refuses.
 make_key() {
     openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$1" 2>/dev/null
 }
 
-# Makes an issuer and a certificate for localhost in directory $1.
+# Makes an issuer and a certificate for 127.0.0.1 and the name $2 in directory $1.
 make_certificates() {
-    local dir=$1
+    local dir=$1 name=$2
+    mkdir "$dir"
     printf 'cn = "issuer"\nca\ncert_signing_key\nexpiration_days = 10\n' >"$dir/ca.info"
-    printf 'cn = "localhost"\ndns_name = "localhost"\nip_address = "127.0.0.1"\ntls_www_server\nsigning_key\nencryption_key\nexpiration_days = 10\n' \
-        >"$dir/server.info"
+    printf 'cn = "%s"\ndns_name = "%s"\nip_address = "127.0.0.1"\ntls_www_server\nsigning_key\nencryption_key\nexpiration_days = 10\n' \
+        "$name" "$name" >"$dir/server.info"
     printf 'cn = "host"\ntls_www_client\nsigning_key\nencryption_key\nexpiration_days = 10\n' >"$dir/client.info"
     make_key "$dir/ca-key.pem"
     certtool --generate-self-signed --load-privkey "$dir/ca-key.pem" --template "$dir/ca.info" \
@@ -29,14 +29,15 @@ make_certificates() {
     done
 }
 
-# Writes the configuration: mode $1, client certificates asked for if $2 is true.
+# Writes the configuration: mode $1, client certificates asked for if $2 is true, certificates of directory $3.
 configure() {
+    local dir=${3:-$WORK/tls}
     cat >"$WORK/weft.toml" <<END
 [nbd.tls]
 mode = "$1"
-certificate = "$WORK/tls/server-cert.pem"
-key = "$WORK/tls/server-key.pem"
-$($2 && echo "client_ca = \"$WORK/tls/ca-cert.pem\"")
+certificate = "$dir/server-cert.pem"
+key = "$dir/server-key.pem"
+$($2 && echo "client_ca = \"$dir/ca-cert.pem\"")
 END
 }
 
@@ -45,8 +46,9 @@ server_answers() {
     nbdinfo --size "$(uri unix)" >/dev/null 2>&1
 }
 
-make_certificates "$WORK/tls"
-make_certificates "$WORK/other"
+make_certificates "$WORK/tls" localhost
+make_certificates "$WORK/other" localhost
+make_certificates "$WORK/elsewhere" elsewhere
 SERVER_ARGUMENTS=(--config "$WORK/weft.toml")
 certificates="tls-certificates=$WORK/tls"
 secure=nbds://localhost:$PORT/vol0
@@ -68,6 +70,14 @@ nbdcopy "$(uri unix small)" - | cmp - "$WORK/source" || fail 'other bytes than w
 
 say 'a wrong issuer is refused by the client'
 refuses info "$secure?tls-certificates=$WORK/other"
+stop_server
+
+say 'a wrong name is refused by the client'
+configure required false "$WORK/elsewhere"
+start_server
+refuses info "$secure?tls-certificates=$WORK/elsewhere"
+# Nothing else is wrong with it: the address is right.
+[[ $(info "nbds://127.0.0.1:$PORT/vol0?tls-certificates=$WORK/elsewhere") -eq 8589934592 ]] || fail 'TLS by address'
 stop_server
 
 say 'required: plain text is refused, the server lives on'
