@@ -133,6 +133,7 @@ say 'a fresh database'
 mount_volume mkfs.ext4 -q
 create_database
 
+acknowledged=0
 for ((round = 1; round <= ${ROUNDS:-2}; round++)); do
     say "round $round: kill -9 of the server under pgbench"
     as_postgres pgbench --host="$WORK/postgres" --client=8 --time="$LOAD_S" --no-vacuum --log \
@@ -140,8 +141,12 @@ for ((round = 1; round <= ${ROUNDS:-2}; round++)); do
     PGBENCH_PID=$!
     sleep "$KILL_AFTER_S"
     kill_server
+    # It fails, for its database does; what it was told before that is in its log.
     wait "$PGBENCH_PID" || true
     PGBENCH_PID=
+    before=$acknowledged
+    acknowledged=$(committed)
+    ((acknowledged > before)) || fail "pgbench was told of no commit: $(cat "$WORK/pgbench")"
     tear_down
     start_server
     mount_volume

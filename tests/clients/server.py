@@ -13,6 +13,7 @@ from checker import Wrong
 START_LIMIT_S = 20.0
 STOP_LIMIT_S = 20.0
 HERE = os.path.dirname(os.path.abspath(__file__))
+IS_WEFT = os.environ.get("WEFT_SERVER", "weft") == "weft"
 
 
 class Server:
@@ -50,8 +51,10 @@ class Server:
             return False
 
     def stop(self, how=signal.SIGTERM):
-        """Ends the process with a signal and insists that it ends in time."""
-        if self.process is not None and self.process.poll() is None:
+        """Ends the process with a signal and insists that it ends in time, and well if it was asked politely."""
+        if self.process is None:
+            return
+        if self.process.poll() is None:
             self.process.send_signal(how)
             try:
                 self.process.wait(timeout=STOP_LIMIT_S)
@@ -59,3 +62,14 @@ class Server:
                 self.process.kill()
                 self.process.wait()
                 raise Wrong(f"the server still ran {STOP_LIMIT_S} s after {how.name}") from None
+        elif how == signal.SIGTERM:
+            raise Wrong(f"the server had ended by itself with status {self.process.returncode}")
+        if how == signal.SIGTERM:
+            self.expect_end(how)
+
+    def expect_end(self, how):
+        """Insists that the process, which has ended, did so as it must after a signal: by it, or drained after SIGTERM."""
+        drained = [0] if IS_WEFT else [0, -how]
+        expected = drained if how == signal.SIGTERM else [-how]
+        if self.process.returncode not in expected:
+            raise Wrong(f"the server ended with status {self.process.returncode} after {how.name}")
