@@ -1,6 +1,7 @@
 //! `weft doctor` on this machine: beside nothing, beside a node, and with what is wrong.
 
 use std::net::TcpListener;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -48,6 +49,23 @@ fn a_machine_that_runs_a_node_is_fit_for_it() {
     for check in ["devices", "listen"] {
         let names = |finding: &&Value| finding["found"].as_str().is_some_and(|s| s.contains(&pid));
         assert!(of(&beside, check).iter().any(names), "{beside:#}");
+    }
+    node.stop();
+}
+
+#[test]
+fn a_running_node_is_known_by_whatever_path() {
+    let scratch = Scratch::new();
+    let config = scratch.small();
+    let node = Node::start(&scratch, &config);
+    let here = scratch.path("");
+    let up = format!("../{}/data", here.file_name().expect("a name").display());
+    for data in ["data", "./data/", &up] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+        command.args(["doctor", "--config", text(&config), "--data", data, "-o", "json"]);
+        let output = command.current_dir(&here).output().expect("runs");
+        let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert!(output.status.success() && all(&found, "listen", "OK"), "{data}: {found:#}");
     }
     node.stop();
 }

@@ -35,6 +35,9 @@ use crate::error::ErrorKind;
 use crate::node::config::Config;
 use crate::node::config::Overrides;
 
+/// The key of the API's Unix socket.
+pub(super) const API_SOCKET: &str = "api.socket";
+
 /// What is asked for a node on this machine.
 pub(super) fn node(data_dir: Option<PathBuf>, config_file: Option<PathBuf>) -> Asked {
     let overrides = Overrides { data_dir, ..Overrides::default() };
@@ -76,10 +79,14 @@ fn ask(asked: &mut Asked, program: &'static str, arguments: &[&str]) {
     }
 }
 
-/// The node that answers on the socket.
+/// The node that answers on the socket; paths of sockets as [`listeners`] has them.
 fn running(socket: &Path) -> Option<NodeStatus> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-    runtime.block_on(weft_api::Client::new(socket).status()).ok()
+    let mut node = runtime.block_on(weft_api::Client::new(socket).status()).ok()?;
+    for listener in node.listeners.iter_mut().filter(|listener| listener.transport == "unix") {
+        listener.address = absolute(Path::new(&listener.address)).display().to_string();
+    }
+    Some(node)
 }
 
 fn directory(path: &Path) -> DirectoryFacts {
@@ -189,7 +196,7 @@ fn listeners(config: &Config) -> Vec<ListenFacts> {
         .collect();
     let unix = [
         ("nbd.unix_socket", config.nbd.unix_socket.as_ref()),
-        ("api.socket", Some(&config.api_socket)),
+        (API_SOCKET, Some(&config.api_socket)),
     ];
     for (key, path) in unix {
         let Some(path) = path else { continue };

@@ -7,6 +7,7 @@ use super::facts::Facts;
 use super::facts::ListenFacts;
 use super::facts::ListenState;
 use super::finding::Finding;
+use super::gather::API_SOCKET;
 use crate::cli::shell_word;
 
 /// Speed below which the network, not the disks, is what hosts wait for, in Mbit/s.
@@ -23,7 +24,7 @@ pub(super) fn listen(facts: &Facts) -> Vec<Finding> {
 fn judge(facts: &Facts, listen: &ListenFacts) -> Finding {
     match &listen.state {
         ListenState::Free => Finding::ok("free"),
-        ListenState::Taken if held_by_node(facts, &listen.address) => {
+        ListenState::Taken if held_by_node(facts, listen) => {
             let pid = facts.asked.node.as_ref().map_or(0, |node| node.pid);
             Finding::ok(format!("held by the node that runs, process {pid}"))
         }
@@ -50,16 +51,11 @@ fn judge(facts: &Facts, listen: &ListenFacts) -> Finding {
     }
 }
 
-fn held_by_node(facts: &Facts, address: &Address) -> bool {
+fn held_by_node(facts: &Facts, listen: &ListenFacts) -> bool {
     let Some(node) = &facts.asked.node else { return false };
-    match address {
-        // The node answered there.
-        Address::Unix(path) if facts.config().is_some_and(|c| c.api_socket == *path) => true,
-        address => {
-            let name = address.to_string();
-            node.listeners.iter().any(|listener| listener.address == name)
-        }
-    }
+    let name = listen.address.to_string();
+    // The API's socket is no listener of the list; the node answered there.
+    listen.key == API_SOCKET || node.listeners.iter().any(|listener| listener.address == name)
 }
 
 /// Interfaces that are up and are more than software: cards, and those of virtual machines.
