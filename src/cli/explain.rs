@@ -95,7 +95,7 @@ fn merged(volume: &VolumeStats, operation: Operation) -> OperationStats {
     };
     for of in volume.operations.iter().filter(|of| of.operation == operation) {
         sum.errors += of.errors;
-        sum.bytes += of.bytes;
+        sum.bytes = sum.bytes.saturating_add(of.bytes);
         sum.latency.add(&of.latency);
         for stage in &of.stages {
             match sum.stages.iter_mut().find(|known| known.stage == stage.stage) {

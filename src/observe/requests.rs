@@ -73,7 +73,10 @@ impl Kind {
     /// Counts requests that all took so long.
     pub fn done(&self, count: u64, bytes: u64, latency: Duration) {
         self.latency.record_many(latency, count);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        // Zeroing moves no data, so hosts can zero a whole volume again and again: rather the
+        // largest count for ever than one that begins anew.
+        let add = |counted: u64| (bytes > 0).then(|| counted.saturating_add(bytes));
+        let _ = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
     /// Counts the time that so many requests each spent in a stage.
@@ -124,5 +127,7 @@ mod tests {
         assert_eq!(seen[0].stages.len(), 1);
         assert_eq!(seen[0].stages[0].stage, Stage::Device);
         assert_eq!((seen[1].errors, seen[1].latency.count()), (2, 0));
+        reads.done(1, u64::MAX, us(30));
+        assert_eq!(requests.snapshot()[0].bytes, u64::MAX, "it never goes back");
     }
 }

@@ -105,7 +105,7 @@ impl Timing {
             && Arc::ptr_eq(&last.requests, requests)
         {
             last.count += 1;
-            last.bytes += bytes;
+            last.bytes = last.bytes.saturating_add(bytes);
             return;
         }
         let (requests, received) = (Arc::clone(requests), self.received);

@@ -167,7 +167,12 @@ impl Session {
         let requests = Arc::clone(self.volume.requests());
         let operation = operation(request.command);
         let arrival = self.timing.arrival();
-        let begun = Begun::new(requests, operation, request.length, arrival, Instant::now());
+        let bytes = match request.command {
+            Command::Read | Command::Write | Command::Trim | Command::WriteZeroes => request.length,
+            // Of a flush it is reserved and may hold anything; the others change and return no data.
+            Command::Flush | Command::Cache | Command::BlockStatus | Command::Disconnect => 0,
+        };
+        let begun = Begun::new(requests, operation, bytes, arrival, Instant::now());
         InFlight { request, cost_bytes, work, begun }
     }
 
@@ -553,6 +558,23 @@ mod tests {
     }
 
     const DIALECTS: [Dialect; 3] = [Dialect::Simple, Dialect::Structured, Dialect::Extended];
+
+    #[test]
+    fn only_bytes_that_are_read_written_or_zeroed_are_counted() {
+        let mut client = Client::new(Dialect::Extended);
+        client.write(0, &[7; 4096]);
+        client.ask(0, READ, 0, 512);
+        client.ask(0, TRIM, 0, 4096);
+        client.ask(0, FLUSH, u64::MAX, u64::MAX);
+        client.ask(0, CACHE, 0, SIZE);
+        client.ask(0, BLOCK_STATUS, 0, SIZE);
+        let now = Instant::now();
+        client.session.timing().sent(now, now);
+        let mut bytes: Vec<_> =
+            client.volume.requests().snapshot().iter().map(|kind| kind.bytes).collect();
+        bytes.sort_unstable();
+        assert_eq!(bytes, [0, 0, 512, 4096, 4096]);
+    }
 
     // spec: nbd-read-write
     #[test]
