@@ -206,7 +206,9 @@ impl Session {
         payload: &[u8],
     ) -> Result<(), (NbdError, &'static str)> {
         let command = request.command;
-        if self.ending || self.volume.closed() {
+        // Looked at for each request: one that comes after the operator was told that the volume is
+        // for others now must not change it.
+        if self.ending || self.volume_gone() {
             self.ending = true;
             return Err((NbdError::Shutdown, NbdError::Shutdown.text()));
         }
@@ -558,6 +560,18 @@ mod tests {
     }
 
     const DIALECTS: [Dialect; 3] = [Dialect::Simple, Dialect::Structured, Dialect::Extended];
+
+    #[test]
+    fn a_volume_that_is_for_others_now_takes_no_more_writes() {
+        for dialect in DIALECTS {
+            let mut client = Client::new(dialect);
+            assert_eq!(client.write(0, &[7; 4096]).error, 0);
+            client.volume.serve_only(Some("nqn.another"));
+            assert_eq!(client.write(0, &[8; 4096]).error, ESHUTDOWN);
+            assert_eq!(client.ask(0, READ, 0, 4096).error, ESHUTDOWN);
+            assert!(client.session.ending());
+        }
+    }
 
     #[test]
     fn only_bytes_that_are_read_written_or_zeroed_are_counted() {
