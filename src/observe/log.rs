@@ -11,6 +11,7 @@ use tracing_journald::Priority;
 use tracing_journald::PriorityMappings;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::Registry;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
@@ -139,9 +140,27 @@ pub fn set_level(filter: &str) -> Result<()> {
     LEVELS.get().ok_or_else(not_started)?.reload(filter).map_err(|_| not_started())
 }
 
+/// Looks whether `filter` can be read.
+///
+/// # Errors
+/// `InvalidRequest` if it cannot.
+pub fn check_level(filter: &str) -> Result<()> {
+    parsed(filter).map(drop)
+}
+
+/// A word alone must be a level. To the filter it could also be a module, of which all is logged,
+/// and of everything else nothing: a level mistyped would silence the log.
 fn parsed(filter: &str) -> Result<EnvFilter> {
+    const OP: &str = "read log level";
+    let known = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
+    let mut parts = filter.split(',');
+    if filter.trim_matches([' ', ',']).is_empty() || !parts.all(known) {
+        return Err(Error::new(ErrorKind::InvalidRequest, OP).context(format!(
+            "'{filter}' is none of error, warn, info, debug and trace, nor MODULE=LEVEL,..."
+        )));
+    }
     EnvFilter::try_new(filter)
-        .map_err(|error| Error::new(ErrorKind::InvalidRequest, "read log level").source(error))
+        .map_err(|error| Error::new(ErrorKind::InvalidRequest, OP).source(error))
 }
 
 fn not_started() -> Error {
@@ -151,6 +170,27 @@ fn not_started() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_alone_is_a_level() {
+        for good in ["info", "WARN", "off", "weft=debug", "info,weft::target=debug,", "warn,a=off"]
+        {
+            assert!(check_level(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "inof",
+            "",
+            " ",
+            ",",
+            " info",
+            "info,weft::target",
+            "a=b=c",
+            "weft=inof",
+            "wran,weft=info",
+        ] {
+            assert!(check_level(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn the_journal_is_written_to_if_standard_error_is_it() {

@@ -82,4 +82,7 @@ fn log_levels_are_shown_and_set() {
     assert_eq!(node.json(&["log"])["level"], "weft::target=debug,warn");
     let refused = node.weft(&["log", "weft=loudest"]);
     assert!(refused.code == Some(2) && refused.err.contains("read log level"), "{refused:?}");
+    let mistyped = node.weft(&["log", "inof"]);
+    assert!(mistyped.code == Some(2) && mistyped.err.contains("'inof' is none"), "{mistyped:?}");
+    assert_eq!(node.json(&["log"])["level"], "weft::target=debug,warn");
 }

@@ -7,8 +7,6 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tracing_subscriber::EnvFilter;
-
 use super::ApiTcpConfig;
 use super::Config;
 use super::DATA_DIR_DEFAULT;
@@ -29,6 +27,7 @@ use super::Wrong;
 use super::device_bytes_min;
 use super::raw;
 use crate::format::table::STRIPS_MAX;
+use crate::observe::log;
 use crate::observe::log::Format;
 use crate::secret::Hash;
 use crate::target::nvmf::auth::Policy;
@@ -432,7 +431,7 @@ fn log(raw: raw::Log, level_override: Option<String>) -> Result<LogConfig, Wrong
         None => split(raw.level),
     };
     let level = level.unwrap_or_else(|| "info".to_owned());
-    if level.is_empty() || EnvFilter::try_new(&level).is_err() {
+    if log::check_level(&level).is_err() {
         let reason = format!(
             "'{level}' is none of error, warn, info, debug and trace, nor MODULE=LEVEL,..."
         );
