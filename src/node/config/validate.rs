@@ -84,14 +84,20 @@ pub(super) fn validate(file: raw::File, overrides: Overrides) -> Result<Config, 
 
 fn pod(raw: raw::Pod, data_dir: &Path) -> Result<PodConfig, Wrong> {
     let geometry_given = raw.data_strips.is_some() || raw.parity_strips.is_some();
-    let blame = span(&raw.devices).or(span(&raw.data_strips)).or(span(&raw.parity_strips));
+    let devices_at = span(&raw.devices);
+    let (strips_key, strips_at) = match span(&raw.data_strips) {
+        Some(at) => ("pod.data_strips", Some(at)),
+        None => ("pod.parity_strips", span(&raw.parity_strips)),
+    };
     let data_strips = number("pod.data_strips", raw.data_strips, 1..=STRIPS_MAX - 1)?.unwrap_or(4);
     let parity_strips =
         number("pod.parity_strips", raw.parity_strips, 1..=STRIPS_MAX - 1)?.unwrap_or(2);
+    check_strips(data_strips, parity_strips)
+        .map_err(|reason| wrong(strips_at, strips_key, reason))?;
     let devices_given = raw.devices.as_ref().is_some_and(|devices| !devices.get_ref().is_empty());
     let devices = devices(raw.devices, data_strips, parity_strips, data_dir)?;
     check_geometry(devices.len(), data_strips, parity_strips)
-        .map_err(|reason| wrong(blame, "pod.devices", reason))?;
+        .map_err(|reason| wrong(devices_at, "pod.devices", reason))?;
 
     let (device_bytes, journal_bytes) = lengths(raw.device_size, raw.journal_size)?;
     Ok(PodConfig {
@@ -167,14 +173,19 @@ fn devices_min(data_strips: usize, parity_strips: usize) -> usize {
     (data_strips + parity_strips).max(2 * parity_strips + 1)
 }
 
-/// Says why `devices` devices cannot carry the geometry, if they cannot.
-fn check_geometry(devices: usize, data_strips: usize, parity_strips: usize) -> Result<(), String> {
-    let strips = data_strips + parity_strips;
-    if strips > STRIPS_MAX {
+/// Says why there cannot be so many strips, if there cannot.
+fn check_strips(data_strips: usize, parity_strips: usize) -> Result<(), String> {
+    if data_strips + parity_strips > STRIPS_MAX {
         return Err(format!(
             "{data_strips} data + {parity_strips} parity strips are more than {STRIPS_MAX}"
         ));
     }
+    Ok(())
+}
+
+/// Says why `devices` devices cannot carry the geometry, if they cannot.
+fn check_geometry(devices: usize, data_strips: usize, parity_strips: usize) -> Result<(), String> {
+    let strips = data_strips + parity_strips;
     if devices < strips {
         return Err(format!(
             "{data_strips} data + {parity_strips} parity strips need at least {strips} devices, \
