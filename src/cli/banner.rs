@@ -46,7 +46,7 @@ pub(super) fn text(status: &NodeStatus, volumes: &[Volume]) -> String {
         text.push_str("\nTo use it:\n");
         let export = Export::new(status, volume, &[]);
         for nbd in &export.nbd {
-            text.push_str(&format!("  nbdinfo {}\n  {}\n  {}\n", nbd.uri, nbd.client, nbd.qemu));
+            text.push_str(&format!("  {}\n  {}\n  {}\n", nbd.info, nbd.client, nbd.qemu));
         }
         for nvme in &export.nvme {
             text.push_str(&format!("  {}\n", nvme.connect));

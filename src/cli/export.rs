@@ -20,6 +20,10 @@ use crate::units::format_size;
 
 /// Connections of a kernel client, as `scripts/attach` makes them.
 const NBD_CONNECTIONS: u32 = 4;
+const NBD_FSTAB: &str =
+    "/dev/nbd0 /mnt auto _netdev,nofail,x-systemd.requires=nbd@nbd0.service 0 2";
+/// Where a host is taken to have its certificates, under the names that QEMU and libnbd look for.
+const CERTIFICATES: &str = "/etc/pki/weft";
 /// What stands for the name of a host that is not known here, and for its identifier, which never
 /// is. nvme-cli takes an entry without the identifier for another host.
 const SOME_HOST: &str = "HOSTNQN";
@@ -42,13 +46,17 @@ pub(super) struct Export {
 pub(super) struct NbdExport {
     address: String,
     tls: bool,
-    pub(super) uri: String,
+    uri: String,
+    /// Shows it.
+    pub(super) info: String,
     /// Attaches it now.
     pub(super) client: String,
-    /// A line of /etc/nbdtab.
-    nbdtab: String,
+    /// A line of /etc/nbdtab; none if it cannot hold the socket's path.
+    nbdtab: Option<String>,
     /// A line of /etc/fstab.
-    fstab: String,
+    fstab: &'static str,
+    /// Shows it to QEMU.
+    image: String,
     /// Starts a guest with it.
     pub(super) qemu: String,
 }
@@ -125,24 +133,45 @@ impl Export {
             ));
         }
         for nbd in &self.nbd {
-            let tls = if nbd.tls {
-                "# with TLS by certificates: add certfile=, keyfile= and cacertfile= to the options\n\
-                 # with TLS by keys, which nbd-client does not have: NAME@ before the address, and \
-                 ?tls-psk-file=FILE behind the URI\n"
-            } else {
-                ""
-            };
-            text.push_str(&format!(
-                "\n# NBD at {}: now\nnbdinfo {}\n{}\n\
-                 # at every start, a line of /etc/nbdtab; then: systemctl enable nbd@nbd0\n\
-                 {tls}{}\n# /etc/fstab\n{}\n# a virtual machine\n{}\n",
-                nbd.address, nbd.uri, nbd.client, nbd.nbdtab, nbd.fstab, nbd.qemu,
-            ));
+            text.push_str(&nbd.text());
         }
         if self.nbd.is_empty() {
             text.push_str("\n# not served over NBD\n");
         }
         text
+    }
+}
+
+impl NbdExport {
+    fn text(&self) -> String {
+        let tls = match self.tls {
+            true => format!(
+                "# TLS by certificates: {CERTIFICATES} holds ca-cert.pem, and client-cert.pem and \
+                 client-key.pem\n\
+                 # if the node asks hosts for them (else leave the two out); the node's certificate \
+                 must be for the address\n\
+                 # TLS by keys, which nbd-client does not have: NAME@ before the address and \
+                 ?tls-psk-file=FILE behind the URI,\n\
+                 # and for QEMU tls-creds-psk,id=tls0,dir=DIR,username=NAME,endpoint=client, with \
+                 DIR/keys.psk\n"
+            ),
+            false => String::new(),
+        };
+        let table = match &self.nbdtab {
+            Some(line) => format!(
+                "# at every start, a line of /etc/nbdtab; then: systemctl enable nbd@nbd0\n{line}\n\
+                 # /etc/fstab\n{}\n",
+                self.fstab
+            ),
+            None => {
+                "# /etc/nbdtab cannot hold this path: choose an nbd.unix_socket without spaces\n"
+                    .to_owned()
+            }
+        };
+        format!(
+            "\n# NBD at {}: now\n{tls}{}\n{}\n{table}# a virtual machine\n{}\n{}\n",
+            self.address, self.info, self.client, self.image, self.qemu,
+        )
     }
 }
 
@@ -204,39 +233,105 @@ fn nvme(listener: &Listener, nqn: &str, volume: &Volume, keys: Option<&str>) -> 
 }
 
 fn nbd(listener: &Listener, volume: &Volume) -> NbdExport {
-    let (name, block) = (&volume.name, volume.logical_block_bytes);
-    let export = percent_encode(name);
-    let options = format!("bs={block},conns={NBD_CONNECTIONS}");
-    let (uri, place, nbdtab) = match listener.address.parse::<SocketAddr>() {
-        Ok(address) => {
-            let address = connectable(address);
-            let (ip, port) = (address.ip(), address.port());
-            let secure = if listener.tls { "s" } else { "" };
-            (
-                format!("nbd{secure}://{address}/{export}"),
-                format!("{ip} {port} /dev/nbd0"),
-                format!("nbd0 {ip} {name} port={port},{options}"),
-            )
-        }
-        Err(_) => {
-            let path = &listener.address;
-            let socket = percent_encode(path).replace("%2F", "/");
-            (
-                format!("'nbd+unix:///{export}?socket={socket}'"),
-                format!("-unix {} /dev/nbd0", shell_word(Path::new(path))),
-                format!("nbd0 {path} {name} unix,{options}"),
-            )
-        }
+    match listener.address.parse::<SocketAddr>() {
+        Ok(address) if listener.tls => nbd_tls(listener, connectable(address), volume),
+        Ok(address) => nbd_tcp(listener, connectable(address), volume),
+        Err(_) => nbd_unix(listener, volume),
+    }
+}
+
+fn nbd_tcp(listener: &Listener, address: SocketAddr, volume: &Volume) -> NbdExport {
+    let (ip, port, name) = (address.ip(), address.port(), &volume.name);
+    let place = format!("{ip} {port}");
+    let nbdtab = format!("nbd0 {ip} {name} port={port},{}", nbdtab_options(volume));
+    plain(
+        listener,
+        volume,
+        format!("nbd://{address}/{}", percent_encode(name)),
+        &place,
+        Some(nbdtab),
+    )
+}
+
+fn nbd_unix(listener: &Listener, volume: &Volume) -> NbdExport {
+    let (path, name) = (&listener.address, &volume.name);
+    let socket = percent_encode(path).replace("%2F", "/");
+    let uri = format!("nbd+unix:///{}?socket={socket}", percent_encode(name));
+    let place = format!("-unix {}", shell_word(Path::new(path)));
+    // Fields end at white space there, comments begin at '#', and nothing escapes either.
+    let plain_path = !path.contains(|c: char| c.is_whitespace() || c == '#');
+    let nbdtab = format!("nbd0 {path} {name} unix,{}", nbdtab_options(volume));
+    plain(listener, volume, uri, &place, plain_path.then_some(nbdtab))
+}
+
+/// Without TLS. `place` is the node as nbd-client is told.
+fn plain(
+    listener: &Listener,
+    volume: &Volume,
+    uri: String,
+    place: &str,
+    nbdtab: Option<String>,
+) -> NbdExport {
+    let word = shell_word(Path::new(&uri));
+    NbdExport {
+        address: listener.address.clone(),
+        tls: false,
+        info: format!("nbdinfo {word}"),
+        client: nbd_client(place, volume),
+        nbdtab,
+        fstab: NBD_FSTAB,
+        image: format!("qemu-img info -f raw {word}"),
+        qemu: format!("qemu-system-x86_64 -drive file={word},format=raw,if=virtio"),
+        uri,
+    }
+}
+
+/// With TLS by certificates. QEMU's `nbds://` is none, so it is told part by part.
+fn nbd_tls(listener: &Listener, address: SocketAddr, volume: &Volume) -> NbdExport {
+    let (ip, port, name) = (address.ip(), address.port(), &volume.name);
+    let uri = format!("nbds://{address}/{}", percent_encode(name));
+    let info = format!("{uri}?tls-certificates={CERTIFICATES}");
+    let client = nbd_client(&format!("{ip} {port}"), volume);
+    let files = [("certfile", "client-cert"), ("keyfile", "client-key"), ("cacertfile", "ca-cert")];
+    let files = files.map(|(option, file)| (option, format!("{CERTIFICATES}/{file}.pem")));
+    let arguments: String = files.iter().map(|(name, file)| format!(" -{name} {file}")).collect();
+    let options: String = files.iter().map(|(name, file)| format!(",{name}={file}")).collect();
+    let credentials = format!("tls-creds-x509,id=tls0,dir={CERTIFICATES},endpoint=client");
+    let parts = |prefix: &str| {
+        [
+            "driver=nbd".to_owned(),
+            "server.type=inet".to_owned(),
+            format!("server.host={ip}"),
+            format!("server.port={port}"),
+            format!("export={name}"),
+            "tls-creds=tls0".to_owned(),
+        ]
+        .map(|part| format!("{prefix}{part}"))
+        .join(",")
     };
     NbdExport {
         address: listener.address.clone(),
-        tls: listener.tls,
-        client: format!("sudo nbd-client {place} -N {name} -b {block} -C {NBD_CONNECTIONS}"),
-        nbdtab,
-        fstab: "/dev/nbd0 /mnt auto _netdev,nofail,x-systemd.requires=nbd@nbd0.service 0 2".into(),
-        qemu: format!("qemu-system-x86_64 -drive file={uri},format=raw,if=virtio"),
+        tls: true,
+        info: format!("nbdinfo {}", shell_word(Path::new(&info))),
+        client: client + &arguments,
+        nbdtab: Some(format!("nbd0 {ip} {name} port={port},{}{options}", nbdtab_options(volume))),
+        fstab: NBD_FSTAB,
+        image: format!("qemu-img info --object {credentials} --image-opts {}", parts("")),
+        qemu: format!(
+            "qemu-system-x86_64 -object {credentials} -drive format=raw,if=virtio,{}",
+            parts("file.")
+        ),
         uri,
     }
+}
+
+fn nbd_client(place: &str, volume: &Volume) -> String {
+    let (name, block) = (&volume.name, volume.logical_block_bytes);
+    format!("sudo nbd-client {place} /dev/nbd0 -N {name} -b {block} -C {NBD_CONNECTIONS}")
+}
+
+fn nbdtab_options(volume: &Volume) -> String {
+    format!("bs={},conns={NBD_CONNECTIONS}", volume.logical_block_bytes)
 }
 
 /// The address a host on this machine connects to.
@@ -323,13 +418,28 @@ mod tests {
         assert_eq!(plain.uri, "nbd://127.0.0.1:10809/vol0");
         let line = "sudo nbd-client 127.0.0.1 10809 /dev/nbd0 -N vol0 -b 512 -C 4";
         assert_eq!(plain.client, line);
-        assert_eq!(plain.nbdtab, "nbd0 127.0.0.1 vol0 port=10809,bs=512,conns=4");
+        let line = "nbd0 127.0.0.1 vol0 port=10809,bs=512,conns=4";
+        assert_eq!(plain.nbdtab.as_deref(), Some(line));
+        assert_eq!(plain.image, "qemu-img info -f raw nbd://127.0.0.1:10809/vol0");
         listener.tls = true;
-        assert_eq!(nbd(&listener, &volume()).uri, "nbds://127.0.0.1:10809/vol0");
+        let secured = nbd(&listener, &volume());
+        assert_eq!(secured.uri, "nbds://127.0.0.1:10809/vol0");
+        let uri = "'nbds://127.0.0.1:10809/vol0?tls-certificates=/etc/pki/weft'";
+        assert_eq!(secured.info, format!("nbdinfo {uri}"));
+        let files = "-certfile /etc/pki/weft/client-cert.pem -keyfile \
+                     /etc/pki/weft/client-key.pem -cacertfile /etc/pki/weft/ca-cert.pem";
+        assert!(secured.client.ends_with(files), "{}", secured.client);
+        assert!(secured.nbdtab.is_some_and(|line| line.contains(",cacertfile=/etc/pki/weft/")));
+        for line in [&secured.image, &secured.qemu] {
+            assert!(!line.contains("nbds:") && line.contains("tls-creds=tls0"), "{line}");
+        }
         listener.address = "/my dir/nbd.sock".into();
         listener.tls = false;
         let unix = nbd(&listener, &volume());
-        assert_eq!(unix.uri, "'nbd+unix:///vol0?socket=/my%20dir/nbd.sock'");
+        assert_eq!(unix.uri, "nbd+unix:///vol0?socket=/my%20dir/nbd.sock");
+        assert_eq!(unix.info, "nbdinfo 'nbd+unix:///vol0?socket=/my%20dir/nbd.sock'");
+        assert_eq!(unix.nbdtab, None, "its fields end at spaces");
+        assert!(unix.text().contains("/etc/nbdtab cannot hold this path"));
         assert!(unix.client.contains("-unix '/my dir/nbd.sock' /dev/nbd0"), "{}", unix.client);
     }
 }

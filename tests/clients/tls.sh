@@ -2,7 +2,7 @@
 # TLS over TCP: a certificate that is verified, a wrong name and a wrong issuer refused, plain text refused; then keys
 # that both ends have, with libnbd and qemu.
 source "$(dirname "$0")/lib.sh"
-requires certtool psktool openssl nbdinfo nbdcopy qemu-img python:nbd
+requires certtool psktool openssl nbdinfo nbdcopy qemu-img jq python:nbd
 requires_weft
 prepare
 
@@ -67,6 +67,12 @@ head -c 32M /dev/urandom >"$WORK/source"
 create_volume small 32MiB
 nbdcopy "$WORK/source" "nbds://localhost:$PORT/small?$certificates"
 nbdcopy "$(uri unix small)" - | cmp - "$WORK/source" || fail 'other bytes than were written over TLS'
+
+say 'the lines that the node has ready'
+for field in info image; do
+    line=$(weft export show vol0 -o json | jq -r ".nbd[] | select(.tls) | .$field")
+    bash -c "${line//\/etc\/pki\/weft/$WORK\/tls}" >"$WORK/line" 2>&1 || fail "$line: $(cat "$WORK/line")"
+done
 
 say 'a wrong issuer is refused by the client'
 refuses info "$secure?tls-certificates=$WORK/other"
