@@ -145,6 +145,9 @@ pub fn parse_duration_s(text: &str) -> Result<u64, String> {
         "d" => 86400,
         other => return Err(format!("unknown unit '{other}': use s, m, h or d")),
     };
+    if number == 0 {
+        return Err(format!("'{text}' is no time at all"));
+    }
     number.checked_mul(seconds).ok_or_else(|| format!("'{text}' is too long"))
 }
 
@@ -167,9 +170,18 @@ mod tests {
         {
             assert_eq!(parse_duration_s(text), Ok(seconds), "{text}");
         }
-        for text in
-            ["", "m", "-1m", "1.5h", "5 weeks", "999999999999999999999d", "99999999999999999d"]
-        {
+        for text in [
+            "",
+            "m",
+            "0",
+            "0s",
+            "0d",
+            "-1m",
+            "1.5h",
+            "5 weeks",
+            "999999999999999999999d",
+            "99999999999999999d",
+        ] {
             assert!(parse_duration_s(text).is_err(), "{text}");
         }
     }
