@@ -83,8 +83,14 @@ fn host_and_port(url: &str) -> Result<(String, u16), String> {
     let uri: Uri = url.parse().map_err(|_| wrong())?;
     let plain = uri.scheme_str() == Some("https") && uri.query().is_none();
     let host = uri.host().filter(|_| plain && uri.path() == "/").ok_or_else(wrong)?;
+    // What cannot be a port is none to `Uri`.
+    let port = uri.authority().and_then(|all| all.as_str().strip_prefix(host)).ok_or_else(wrong)?;
+    let port = match port.strip_prefix(':') {
+        Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or_else(wrong)?,
+        None => 443,
+    };
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    Ok((host, uri.port_u16().unwrap_or(443)))
+    Ok((host, port))
 }
 
 fn connector(ca: &Path) -> Result<TlsConnector, String> {
@@ -119,5 +125,9 @@ mod tests {
         for url in ["", "http://a:1", "https://", "https://a/v1", "https://a?b", "a:1", "/a.sock"] {
             assert!(host_and_port(url).is_err(), "{url}");
         }
+        for port in ["99999", "65536", "0", "-1", "x", ""] {
+            assert!(host_and_port(&format!("https://a:{port}")).is_err(), "{port}");
+        }
+        assert!(host_and_port("https://me@a:1").is_err());
     }
 }

@@ -127,6 +127,12 @@ impl Place {
         let usage = |message: String| Failure { code: exit::USAGE, message };
         let url = socket.to_str().filter(|text| text.starts_with(URL_PREFIX));
         let Some(url) = url else {
+            if has_scheme(&socket) {
+                return Err(usage(format!(
+                    "--api {}: write https://HOST:PORT, or the path of a socket",
+                    socket.display()
+                )));
+            }
             return match self.token_file.is_some() || self.ca.is_some() {
                 false => Ok(Client::new(&socket)),
                 true => Err(usage("--token-file and --ca go with --api https://...".to_owned())),
@@ -563,6 +569,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// Whether it can only be meant as a URL.
+fn has_scheme(path: &Path) -> bool {
+    let scheme = path.to_str().and_then(|text| text.split_once("://")).map(|(scheme, _)| scheme);
+    scheme.is_some_and(|scheme| {
+        !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric())
+    })
+}
+
 /// A path for people to paste into a shell.
 fn shell_word(path: &Path) -> String {
     let text = path.display().to_string();
@@ -626,6 +640,17 @@ mod tests {
         ] {
             let error = parsed(line).expect_err(line);
             assert_eq!(error.kind(), ErrorKind::ArgumentConflict, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_url_that_is_none_of_a_node_is_a_wrong_argument() {
+        for url in ["http://h:1", "HTTPS://h:1", "unix://d/weft.sock", "nbd://h"] {
+            let place = parsed(&format!("status --api {url}")).expect(url).place;
+            assert_eq!(place.client().expect_err(url).code, exit::USAGE, "{url}");
+        }
+        for path in ["/d/weft.sock", "weft.sock", "./odd://weft.sock", "://"] {
+            assert!(!has_scheme(Path::new(path)), "{path}");
         }
     }
 
