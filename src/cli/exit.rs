@@ -59,6 +59,17 @@ impl From<Error> for Failure {
     }
 }
 
+impl Failure {
+    /// Of a node that does not start. A path that is not there is then no volume or task.
+    pub(super) fn of_start(error: Error) -> Self {
+        let failure = Self::from(error);
+        match failure.code {
+            NOT_FOUND => Self { code: FAILED, ..failure },
+            _ => failure,
+        }
+    }
+}
+
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self { code: USAGE, message: error.to_string() }

@@ -45,7 +45,9 @@ pub(super) fn run(data_dir: Option<PathBuf>, arguments: ServeArguments) -> Resul
         false => None,
     };
     match &console {
-        Some(_) => start_log_file(&config.log, &config.data_dir)?,
+        Some(_) => {
+            start_log_file(&config.log, &config.data_dir).map_err(Failure::of_start)?;
+        }
         None => start_log(&config.log)?,
     }
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
@@ -54,7 +56,7 @@ pub(super) fn run(data_dir: Option<PathBuf>, arguments: ServeArguments) -> Resul
 }
 
 async fn serve(config: Config, console: Option<weft_tui::Options>) -> Result<(), Failure> {
-    let node = Node::start(config).await?;
+    let node = Node::start(config).await.map_err(Failure::of_start)?;
     let mut stop = StopSignals::listen()?;
     let status = node.management().status();
     output::print(&banner::text(&status, &node.management().volumes()))?;

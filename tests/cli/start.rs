@@ -204,6 +204,17 @@ fn a_device_in_use_by_a_node_elsewhere_is_refused() {
 }
 
 #[test]
+fn a_place_that_is_not_there_is_no_missing_volume() {
+    let scratch = Scratch::new();
+    let nowhere = scratch.path("nowhere/nbd.sock");
+    let socket = scratch.config(&format!("nbd.unix_socket = {nowhere:?}"));
+    let refused = weft(&["--config", text(&socket)]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let refused = weft(&["--config", text(&scratch.small()), "--data", "/proc/weft"]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+}
+
+#[test]
 fn a_missing_device_is_shown_and_a_pod_without_devices_is_not_created_anew() {
     let scratch = Scratch::new();
     let config = scratch.small();
