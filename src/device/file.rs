@@ -274,6 +274,9 @@ fn lock(file: &OwnedFd, mode: OpenMode, path: &Path) -> Result<()> {
             return open_error(errno, path);
         }
         let holder = match lock_holder(file) {
+            Some(pid) if pid == std::process::id().to_string() => {
+                "it is open already: two of the devices are this one file".to_string()
+            }
             Some(pid) => format!("process {pid} uses it: stop that one first"),
             None => "another process uses it: stop that one first".to_string(),
         };

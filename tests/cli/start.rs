@@ -204,6 +204,20 @@ fn a_device_in_use_by_a_node_elsewhere_is_refused() {
 }
 
 #[test]
+fn two_devices_that_are_one_file_are_refused_as_that() {
+    let scratch = Scratch::new();
+    let (file, link) = (scratch.path("disk"), scratch.path("link"));
+    fs::File::create(&file).and_then(|file| file.set_len(256 << 20)).expect("created");
+    std::os::unix::fs::symlink(&file, &link).expect("linked");
+    let devices = [file, link, scratch.path("new")];
+    let config = scratch
+        .config(&format!("pod.devices = {devices:?}\npod.data_strips = 1\npod.parity_strips = 1"));
+    let refused = weft(&["--config", text(&config)]);
+    assert!(refused.err.contains("link") && refused.err.contains("one file"), "{refused:?}");
+    assert!(!refused.err.contains("stop that one"), "{refused:?}");
+}
+
+#[test]
 fn a_place_that_is_not_there_is_no_missing_volume() {
     let scratch = Scratch::new();
     let nowhere = scratch.path("nowhere/nbd.sock");
