@@ -1,5 +1,7 @@
 //! `weft` without a command: start the node, say what it serves, stop it when told to.
 
+use std::io;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -57,19 +59,19 @@ pub(super) fn run(data_dir: Option<PathBuf>, arguments: ServeArguments) -> Resul
 
 async fn serve(config: Config, console: Option<weft_tui::Options>) -> Result<(), Failure> {
     let node = Node::start(config).await.map_err(Failure::of_start)?;
-    let mut stop = StopSignals::listen()?;
+    let mut signals = Signals::listen()?;
     let status = node.management().status();
     output::print(&banner::text(&status, &node.management().volumes()))?;
     notify("READY=1");
 
     let name = match console {
-        Some(options) => until_left(options, &mut stop).await?,
-        None => stop.next().await,
+        Some(options) => until_left(options, &mut signals, &node).await?,
+        None => signals.until_stop(&node).await,
     };
     tracing::info!(signal = name, "stopping; once more stops at once");
     notify("STOPPING=1");
     let hard_stop = tokio::spawn(async move {
-        let name = stop.next().await;
+        let name = signals.next_stop().await;
         tracing::warn!(signal = name, "stopped at once; nothing acknowledged is lost");
         std::process::exit(STOPPED_HARD);
     });
@@ -83,12 +85,13 @@ async fn serve(config: Config, console: Option<weft_tui::Options>) -> Result<(),
 /// Shows the console until the node is to stop; says what stops it.
 async fn until_left(
     options: weft_tui::Options,
-    stop: &mut StopSignals,
+    signals: &mut Signals,
+    node: &Node,
 ) -> Result<&'static str, Failure> {
     let mut left = top::start_own_console(options)?;
     let left = tokio::select! {
         biased;
-        name = stop.next() => {
+        name = signals.until_stop(node) => {
             // The console has the signal too, and gives the terminal back.
             let _ = time::timeout(CONSOLE_LEAVE_TIME_MAX, left).await;
             return Ok(name);
@@ -105,16 +108,26 @@ async fn until_left(
         Err(_) => output::complain("the console ended"),
     }
     output::print("The node goes on, and logs to weft.log in its directory. Ctrl-C stops it.\n")?;
-    Ok(stop.next().await)
+    Ok(signals.until_stop(node).await)
 }
 
-/// SIGINT and SIGTERM.
-struct StopSignals {
+/// SIGINT, SIGTERM and SIGHUP.
+struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Signal,
+    /// Whether the node was started on a terminal: SIGHUP then says that the terminal is gone.
+    on_terminal: bool,
 }
 
-impl StopSignals {
+/// What a signal is for.
+enum Told {
+    /// Its name.
+    Stop(&'static str),
+    Reload,
+}
+
+impl Signals {
     /// From here on the signals no longer end the process by themselves. Before, they do, and that
     /// loses nothing either.
     fn listen() -> Result<Self, Failure> {
@@ -122,19 +135,47 @@ impl StopSignals {
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
+            // Once it is gone, nobody can tell any more.
+            on_terminal: io::stdin().is_terminal()
+                || io::stdout().is_terminal()
+                || io::stderr().is_terminal(),
         })
     }
 
-    /// Waits for the next of them and returns its name.
-    async fn next(&mut self) -> &'static str {
+    async fn next(&mut self) -> Told {
         tokio::select! {
             biased;
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => Told::Stop("SIGINT"),
+            _ = self.terminate.recv() => Told::Stop("SIGTERM"),
+            _ = self.hangup.recv() => match self.on_terminal {
+                true => Told::Stop("SIGHUP"),
+                false => Told::Reload,
+            },
+        }
+    }
+
+    /// Waits for the next that is to stop the node, and returns its name.
+    async fn next_stop(&mut self) -> &'static str {
+        loop {
+            if let Told::Stop(name) = self.next().await {
+                return name;
+            }
+        }
+    }
+
+    /// The same while the node runs, which does meanwhile what the others ask for.
+    async fn until_stop(&mut self, node: &Node) -> &'static str {
+        loop {
+            match self.next().await {
+                Told::Stop(name) => return name,
+                // A failure is an event.
+                Told::Reload => drop(node.reload().await),
+            }
         }
     }
 }
 
-fn failure(op: &str, error: &std::io::Error) -> Failure {
+fn failure(op: &str, error: &io::Error) -> Failure {
     Failure { code: FAILED, message: format!("{op}: {error}") }
 }

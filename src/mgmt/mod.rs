@@ -222,6 +222,17 @@ impl Management {
         Ok(volume)
     }
 
+    /// Reads certificates, keys and the token again: all of them, or none if one is wrong.
+    ///
+    /// # Errors
+    /// Names the file that is wrong, as an event does.
+    pub async fn reload(&self) -> Result<()> {
+        const OP: &str = "reload certificates";
+        let reload = Arc::clone(&self.node.reload);
+        let read = spawn_blocking(move || reload());
+        read.await.map_err(|_| Error::new(ErrorKind::ShuttingDown, OP))?
+    }
+
     async fn clear_reservations(&self, name: String) -> Result<()> {
         let _change = self.changes.lock().await;
         let clear = move |pod: Arc<Pod>| -> LocalBoxFuture<Result<VolumeInfo>> {
@@ -549,10 +560,7 @@ async fn set_log(Json(request): Json<LogLevel>) -> Result<Response, Refusal> {
     responses((status = 204, description = "In force for connections from now on"))
 )]
 async fn reload(State(management): Shared) -> Result<Response, Refusal> {
-    const OP: &str = "reload certificates";
-    let reload = Arc::clone(&management.node.reload);
-    let read = spawn_blocking(move || reload());
-    read.await.map_err(|_| Error::new(ErrorKind::ShuttingDown, OP))??;
+    management.reload().await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -201,6 +201,14 @@ impl Node {
         &self.management
     }
 
+    /// Reads certificates, keys and the API's token again.
+    ///
+    /// # Errors
+    /// One of the files is wrong; then all stays as it was, and an event says so.
+    pub async fn reload(&self) -> Result<()> {
+        self.management.reload().await
+    }
+
     /// Stops the node in order: hosts get answers to what they have asked.
     ///
     /// # Durability

@@ -3,6 +3,10 @@
 use std::io::Read;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -10,6 +14,10 @@ use crate::support::Node;
 use crate::support::PATIENCE;
 use crate::support::Scratch;
 use crate::support::attach;
+use crate::support::text;
+
+/// Between two looks at the log.
+const A_MOMENT: Duration = Duration::from_millis(10);
 
 #[test]
 fn either_signal_stops_cleanly_and_takes_the_sockets_away() {
@@ -23,6 +31,23 @@ fn either_signal_stops_cleanly_and_takes_the_sockets_away() {
         assert!(node.wait().success());
         assert!(!data.join("weft.sock").exists() && !data.join("nbd.sock").exists());
     }
+}
+
+#[test]
+fn a_hangup_away_from_a_terminal_reloads() {
+    let scratch = Scratch::new();
+    let config = scratch.small();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command.args(["--config", text(&config)]).stdin(Stdio::null());
+    let node = Node::run(&scratch, command);
+    node.signal(Signal::HUP);
+    let reloaded = (0..PATIENCE.as_millis() / A_MOMENT.as_millis()).any(|_| {
+        thread::park_timeout(A_MOMENT);
+        node.log().contains("credentials-reloaded")
+    });
+    assert!(reloaded, "{}", node.log());
+    assert_eq!(node.json(&["status"])["pid"], node.pid());
+    node.stop();
 }
 
 #[test]
