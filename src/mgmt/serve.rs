@@ -35,6 +35,7 @@ use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -44,6 +45,7 @@ use super::router;
 use super::token;
 use super::token::Token;
 use crate::observe::event;
+use crate::target::rarely::Rarely;
 
 /// Connections at once, of each door. Arbitrary: each command takes one, and a console one.
 const CONNECTIONS_MAX: usize = 128;
@@ -126,6 +128,7 @@ async fn accept_all(
     connections: &mut JoinSet<()>,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut told = Rarely::default();
     loop {
         // Over the Unix socket callers are let in by name, and wait for a place.
         if let Door::Unix(_) = door {
@@ -135,7 +138,10 @@ async fn accept_all(
             Ok(Some(accepted)) => accepted,
             Ok(None) => continue,
             Err(error) => {
-                tracing::warn!(%error, "a connection to the API could not be accepted");
+                if told.due(Instant::now()) {
+                    let door = door.name();
+                    tracing::warn!(%error, "connections to the {door} cannot be accepted");
+                }
                 time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -166,6 +172,15 @@ async fn accept_all(
 }
 
 impl Door {
+    /// For people.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Unix(_) => "API's socket",
+            Self::Tls { .. } => "API over TCP",
+            Self::Metrics(_) => "metrics",
+        }
+    }
+
     /// The next connection; none, if whoever connected may not.
     async fn accept(&self) -> io::Result<Option<(Accepted, Caller)>> {
         match self {

@@ -58,6 +58,7 @@ use crate::target::nvmf::subsystem::Subsystem;
 use crate::target::nvmf::subsystem::SubsystemOptions;
 use crate::target::nvmf::tcp::NvmeTcpOptions;
 use crate::target::nvmf::tcp::NvmeTcpTarget;
+use crate::target::rarely::Rarely;
 use crate::volume::VolumeDirectory;
 use crate::volume::pod::Pod;
 
@@ -276,15 +277,28 @@ impl Listener {
         })
     }
 
+    /// For people.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Tcp(_) => "NBD over TCP",
+            Self::Unix(_) => "NBD over a Unix socket",
+            Self::NvmeTcp(_) => "NVMe/TCP",
+        }
+    }
+
     /// Hands over each connection, for as long as the task lives.
     async fn accept_all(self, data_plane: Arc<DataPlane>) {
+        let mut told = Rarely::default();
         loop {
             match self.accept().await {
                 Ok(connection) => data_plane.hand_over(connection).await,
                 // The client left while it waited.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    if told.due(Instant::now()) {
+                        let listener = self.name();
+                        tracing::warn!(%error, listener, "connections cannot be accepted");
+                    }
                     time::sleep(ACCEPT_PAUSE).await;
                 }
             }

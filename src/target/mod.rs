@@ -1,6 +1,6 @@
 //! Protocols we serve. Each is a module of its own and knows no other, and no storage word:
 //! what a target sees of storage is [`crate::volume::Volume`]. They share [`stream`],
-//! [`gather`], [`handshakes`], [`connections`], [`timing`], and for keys [`psk`] and [`hkdf`].
+//! [`gather`], [`handshakes`], [`connections`], [`timing`], [`rarely`], and for keys [`psk`] and [`hkdf`].
 
 pub mod connections;
 pub mod gather;
@@ -9,5 +9,6 @@ pub mod hkdf;
 pub mod nbd;
 pub mod nvmf;
 pub mod psk;
+pub mod rarely;
 pub mod stream;
 pub mod timing;
