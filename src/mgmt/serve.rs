@@ -7,8 +7,11 @@
 //!
 //! A client that is slow holds up nobody: each connection is a task with a time to shake hands, to
 //! send a request's head and to send its body, and there are so many over TCP and no more. They do
-//! not count against those of the Unix socket, so strangers cannot lock out this machine.
+//! not count against those of the Unix socket, so strangers cannot lock out this machine. Where
+//! anyone may ask for metrics, the oldest connection gives way to the newest, so that who opens many
+//! and says nothing does not keep Prometheus out.
 
+use std::future::pending;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -31,6 +34,7 @@ use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::net::UnixListener;
 use tokio::net::UnixStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -45,6 +49,8 @@ use super::router;
 use super::token;
 use super::token::Token;
 use crate::observe::event;
+use crate::target::handshakes::Handshakes;
+use crate::target::handshakes::Slot;
 use crate::target::rarely::Rarely;
 
 /// Connections at once, of each door. Arbitrary: each command takes one, and a console one.
@@ -128,6 +134,7 @@ async fn accept_all(
     connections: &mut JoinSet<()>,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let metrics = Handshakes::new(CONNECTIONS_MAX);
     let mut told = Rarely::default();
     loop {
         // Over the Unix socket callers are let in by name, and wait for a place.
@@ -146,28 +153,54 @@ async fn accept_all(
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            let Caller(peer) = caller;
-            let message = format_args!("{peer}: there are {CONNECTIONS_MAX} connections already");
-            event::raise(event::API_REFUSED, "api", message);
-            continue;
+        let mut place = match (door, Arc::clone(&places).try_acquire_owned()) {
+            (Door::Metrics(_), _) => Place::Newest(metrics.begin()),
+            (_, Ok(place)) => Place::Kept(place),
+            (_, Err(_)) => {
+                refuse(&caller, &format_args!("there are {CONNECTIONS_MAX} connections already"));
+                continue;
+            }
         };
         let router = router.clone().layer(Extension(caller.clone()));
         let stopped = stopped.clone();
         connections.spawn(async move {
-            match accepted {
-                Accepted::Unix(stream) => converse(stream, router, stopped).await,
-                Accepted::Tls(stream, acceptor) => {
-                    if let Some(stream) = agree(stream, &acceptor, &caller, &stopped).await {
-                        converse(stream, router, stopped).await;
+            let conversation = async {
+                match accepted {
+                    Accepted::Unix(stream) => converse(stream, router, stopped).await,
+                    Accepted::Tls(stream, acceptor) => {
+                        if let Some(stream) = agree(stream, &acceptor, &caller, &stopped).await {
+                            converse(stream, router, stopped).await;
+                        }
                     }
+                    Accepted::Plain(stream) => converse(stream, router, stopped).await,
                 }
-                Accepted::Plain(stream) => converse(stream, router, stopped).await,
+            };
+            tokio::select! {
+                biased;
+                () = place.lost() => {}
+                () = conversation => {}
             }
-            drop(place);
         });
         // Those that have ended; the set holds the others' handles only.
         while connections.try_join_next().is_some() {}
+    }
+}
+
+/// A place among the connections of a door, until dropped.
+enum Place {
+    /// For as long as it is wanted.
+    Kept(#[expect(dead_code, reason = "held, not used")] OwnedSemaphorePermit),
+    /// Until as many have come after it as there are places.
+    Newest(Slot),
+}
+
+impl Place {
+    /// Completes if it has to give way.
+    async fn lost(&mut self) {
+        match self {
+            Self::Kept(_) => pending().await,
+            Self::Newest(slot) => slot.evicted().await,
+        }
     }
 }
 
