@@ -15,6 +15,8 @@ pub enum Bug {
     JournalNotDurable,
     /// Batches found on fewer than m + 1 devices are not copied before serving.
     CopiesNotCompleted,
+    /// A copy that waits for a device's late copy is counted as late itself.
+    WaitingCopyCounted,
     /// The copies made before serving are not flushed.
     CopiesNotFlushed,
     /// The tail moves before the superblocks that make it possible are durable.
@@ -93,11 +95,12 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 42] = [
         Self::AckedAtSubmit,
         Self::AckedOnTooFew,
         Self::JournalNotDurable,
         Self::CopiesNotCompleted,
+        Self::WaitingCopyCounted,
         Self::CopiesNotFlushed,
         Self::TailBeforeSuperblock,
         Self::CutTooHigh,

@@ -8,15 +8,22 @@
 //! * `tail <= durable <= head`, `head - tail <= ring`; a batch never wraps around the ring's end.
 //! * A sealed batch's bytes never change: a failed or late copy is replaced by the same bytes at
 //!   the same position of another device.
-//! * A device with a late copy still under way gets no other batch until it is over.
+//! * A device with a late copy still under way gets no other batch until it is over. A copy that
+//!   waits for that is given up once its batch is durable elsewhere: it is not late itself.
 //! * After a failure nothing later is acknowledged; the pod is read-only until reopened.
 //!
 //! Lock order: `seal` → `state`; `completion` → `state`; `completion` → layer.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
+use std::task::Context;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -242,6 +249,11 @@ impl Journal {
         self.room.notify_waiters();
     }
 
+    /// Copies still under way although their batch is durable elsewhere.
+    pub(super) fn late_copies(&self) -> usize {
+        self.late_copies.iter().map(|late| late.load(Ordering::Acquire)).sum()
+    }
+
     /// Whether every accepted entry has been acknowledged.
     pub(super) fn is_drained(&self) -> bool {
         let state = self.state.lock();
@@ -434,22 +446,16 @@ impl Engine {
             bytes,
             candidates: self.journal_devices(position).into_iter(),
             writes: FuturesUnordered::new(),
-            outstanding: Vec::new(),
         };
         (0..needed).for_each(|_| copies.start_another());
         let (mut durable, mut last_error) = (0, None);
         while durable < needed {
             match select(copies.writes.next(), self.env.sleep(COPY_LATE)).await {
                 Either::Right(((), _)) => copies.start_another(),
-                Either::Left((Some((device, result)), _)) => {
-                    copies.outstanding.retain(|other| *other != device);
-                    match result {
-                        Ok(()) => durable += 1,
-                        Err(error) => {
-                            last_error = Some(error);
-                            copies.start_another();
-                        }
-                    }
+                Either::Left((Some((_, Ok(()))), _)) => durable += 1,
+                Either::Left((Some((_, Err(error))), _)) => {
+                    last_error = Some(error);
+                    copies.start_another();
                 }
                 Either::Left((None, _)) => {
                     let error =
@@ -519,9 +525,24 @@ struct Copies {
     position: u64,
     bytes: Bytes,
     candidates: std::vec::IntoIter<usize>,
-    writes: FuturesUnordered<LocalBoxFuture<(usize, Result<()>)>>,
-    /// Devices with a copy under way.
-    outstanding: Vec<usize>,
+    writes: FuturesUnordered<DeviceCopy>,
+}
+
+/// A copy for one device, which first waits until that owes no late one.
+struct DeviceCopy {
+    device: usize,
+    /// Whether it was given to the device.
+    begun: Rc<Cell<bool>>,
+    write: LocalBoxFuture<Result<()>>,
+}
+
+impl Future for DeviceCopy {
+    type Output = (usize, Result<()>);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let device = self.device;
+        self.write.as_mut().poll(context).map(|result| (device, result))
+    }
 }
 
 impl Copies {
@@ -531,13 +552,15 @@ impl Copies {
     /// otherwise land on top, once the ring has come around.
     fn start_another(&mut self) {
         let Some(device) = self.candidates.next() else { return };
-        self.outstanding.push(device);
         let (engine, position) = (Arc::clone(&self.engine), self.position);
         let bytes = self.bytes.clone();
-        self.writes.push(Box::pin(async move {
+        let begun = Rc::new(Cell::new(false));
+        let begins = Rc::clone(&begun);
+        let write = Box::pin(async move {
             while engine.owes_late_copy(device) {
                 engine.env.sleep(LATE_POLL).await;
             }
+            begins.set(true);
             let offset = JOURNAL_OFFSET + position % engine.journal.ring;
             let member = &engine.pool.members[device];
             let durability = if planted(Bug::JournalNotDurable) {
@@ -545,22 +568,26 @@ impl Copies {
             } else {
                 Durability::Durable
             };
-            (device, member.write(offset, bytes, durability).await)
-        }));
+            member.write(offset, bytes, durability).await
+        });
+        self.writes.push(DeviceCopy { device, begun, write });
     }
 
-    /// Sees copies that are not needed any more to their end.
+    /// Sees copies that are not needed any more to their end; those that only wait are given up.
+    /// If they were counted they would wait for themselves.
     fn leave_late_ones(self) {
-        let Self { engine, mut writes, outstanding, .. } = self;
-        if outstanding.is_empty() {
+        let Self { engine, writes, .. } = self;
+        let begun = |copy: &DeviceCopy| copy.begun.get() || planted(Bug::WaitingCopyCounted);
+        let mut late: FuturesUnordered<_> = writes.into_iter().filter(begun).collect();
+        if late.is_empty() {
             return;
         }
-        for device in outstanding {
-            engine.journal.late_copies[device].fetch_add(1, Ordering::AcqRel);
+        for copy in &late {
+            engine.journal.late_copies[copy.device].fetch_add(1, Ordering::AcqRel);
         }
         let env = Arc::clone(&engine.env);
         env.spawn(Box::pin(async move {
-            while let Some((device, _)) = writes.next().await {
+            while let Some((device, _)) = late.next().await {
                 engine.journal.late_copies[device].fetch_sub(1, Ordering::AcqRel);
             }
         }));

@@ -396,6 +396,12 @@ impl Engine {
         }
     }
 
+    /// Copies of journal batches that devices still owe although enough others took them.
+    #[must_use]
+    pub fn late_journal_copies(&self) -> usize {
+        self.journal.late_copies()
+    }
+
     /// Ends a scrub, refuses new entries, waits for those under way, drains the buffer, writes a
     /// checkpoint and waits for heals.
     ///

@@ -587,6 +587,13 @@ impl Pod {
         self.engine.pool.live_units()
     }
 
+    /// Copies of journal batches that devices still owe, for checkers: none a while after the last
+    /// write.
+    #[must_use]
+    pub fn late_journal_copies(&self) -> usize {
+        self.engine.late_journal_copies()
+    }
+
     /// Takes a device out of service, as when its file was deleted.
     pub fn fail_device(&self, index: usize, reason: &str) {
         if let Some(member) = self.engine.pool.members.get(index) {

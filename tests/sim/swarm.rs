@@ -41,6 +41,8 @@ pub struct Swarm {
     pub pause_max: Duration,
     /// Some part of every device is slower than the rest.
     slow_area: bool,
+    /// Chance, in a million, that a device takes up to two seconds to write a batch of the journal.
+    stall_ppm: u32,
     /// Devices are as small as can be for what hosts write.
     pub full: bool,
     /// Nothing compresses.
@@ -116,6 +118,18 @@ fn window_shift(seed: u64, window_sectors: u64) -> u64 {
     edge - (1 + rng.below(near)) * 4096
 }
 
+/// Mixed into the seed of [`stall_ppm`]; any number would do.
+const STALL_SEED: u64 = 55;
+/// Less than an I/O may take, more than a batch waits before it goes to another device.
+const STALL_MAX: Duration = Duration::from_secs(2);
+
+/// For every fifth seed, how often the journals of all devices stall, each at its own times. Drawn
+/// apart from all else.
+fn stall_ppm(seed: u64) -> u32 {
+    let rng = SeededRng::new(seed ^ STALL_SEED);
+    if rng.chance(200_000) { rng.below(300_000) as u32 } else { 0 }
+}
+
 impl Swarm {
     pub fn draw(seed: u64, rng: &SeededRng) -> Self {
         let (devices, data, parity) = GEOMETRIES[rng.below(6) as usize];
@@ -175,6 +189,7 @@ impl Swarm {
             pause_ppm: if chance(40) { rng.below(500_000) as u32 } else { 0 },
             pause_max: Duration::from_micros(200 << (2 * rng.below(7))),
             slow_area: chance(40),
+            stall_ppm: stall_ppm(seed),
             full,
             noise: full || matches!(load, Load::Churn { .. }) && chance(50),
             load,
@@ -244,7 +259,8 @@ impl Swarm {
         self.full || self.faults.full
     }
 
-    /// What is slow on all devices in one life: the superblocks, the journal or the segments.
+    /// What is slow on all devices in one life: the superblocks, the journal or the segments. And in
+    /// some seeds the journal stalls now and then.
     pub fn draw_slow_area(&self, rng: &SeededRng) -> SimFaults {
         let slow_area = match rng.below(4) {
             _ if !self.slow_area => 0..0,
@@ -255,7 +271,14 @@ impl Swarm {
         // A checkpoint reads and writes many segments, one after the other.
         let doublings = if slow_area.start > JOURNAL_OFFSET { 6 } else { 9 };
         let slow_area_by = Duration::from_micros(rng.below(500 << rng.below(doublings)));
-        SimFaults { slow_area, slow_area_by, ..SimFaults::default() }
+        SimFaults {
+            slow_area,
+            slow_area_by,
+            stall_ppm: self.stall_ppm,
+            stall_area: JOURNAL_OFFSET..JOURNAL_OFFSET + self.journal_bytes,
+            stall_max: STALL_MAX,
+            ..SimFaults::default()
+        }
     }
 
     /// Bytes of one misbehaving device that cannot be read in one life, if there are any: a few

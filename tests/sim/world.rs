@@ -42,6 +42,8 @@ const READ_SECTORS: u64 = 128;
 pub const LIFE_MAX: Duration = Duration::from_secs(900);
 /// After trims a full pod must take writes again within this time.
 const ROOM_MAX: Duration = Duration::from_secs(60);
+/// A device that was given a batch of the journal takes it within this time, or is out of service.
+const COPY_MAX: Duration = Duration::from_secs(12);
 /// A seed under way.
 pub struct World {
     pub seed: u64,
@@ -289,11 +291,24 @@ impl World {
         hosts.await;
         self.read_all(&pod, false).await?;
         self.check_good_devices(&pod)?;
+        self.check_copies_end(env, &pod).await?;
         if self.swarm.full {
             self.make_room(env, &pod).await?;
         }
         if end == End::Close {
             pod.close().await.map_err(|e| text(&e))?;
+        }
+        Ok(())
+    }
+
+    /// With nothing being written, no device owes a copy of a batch for long.
+    async fn check_copies_end(&self, env: &EnvRef, pod: &Pod) -> Result<(), String> {
+        let begun = env.now();
+        while pod.late_journal_copies() > 0 {
+            if env.now().saturating_sub(begun) > COPY_MAX {
+                return Err(format!("{} late copies never end", pod.late_journal_copies()));
+            }
+            env.sleep(Duration::from_millis(100)).await;
         }
         Ok(())
     }

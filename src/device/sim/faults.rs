@@ -63,6 +63,12 @@ pub struct SimFaults {
     pub slow_area: Range<u64>,
     /// See `slow_area`.
     pub slow_area_by: Duration,
+    /// A write that starts in `stall_area` takes up to `stall_max` longer.
+    pub stall_ppm: u32,
+    /// See `stall_ppm`.
+    pub stall_area: Range<u64>,
+    /// See `stall_ppm`.
+    pub stall_max: Duration,
     /// Added to every I/O.
     pub always_slow_by: Duration,
     /// All I/O fails with `DeviceFailed`. What is stored is there again when this ends.

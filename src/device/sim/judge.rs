@@ -18,6 +18,11 @@ fn overlaps(offset: u64, length: usize, area: &Range<u64>) -> bool {
     offset < area.end && area.start < offset + bytes_u64(length)
 }
 
+fn drawn_up_to(most: Duration, rng: &dyn Rng) -> Duration {
+    let most = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX - 1);
+    Duration::from_nanos(rng.below(most + 1))
+}
+
 /// What will come of an I/O, drawn when it is issued.
 pub(super) enum Verdict {
     Good,
@@ -98,13 +103,17 @@ impl State {
             self.counters.hangs += 1;
             return None;
         }
-        let spread = disk.profile.latency_max - disk.profile.latency_min;
-        let spread = u64::try_from(spread.as_nanos()).unwrap_or(u64::MAX - 1);
-        let drawn = Duration::from_nanos(rng.below(spread + 1));
+        let drawn = drawn_up_to(disk.profile.latency_max - disk.profile.latency_min, rng);
         let faults = &self.faults;
         let mut latency = disk.profile.latency_min + drawn + faults.always_slow_by;
         if faults.slow_area.contains(&offset) {
             latency += faults.slow_area_by;
+        }
+        if matches!(work, Work::Write { .. })
+            && faults.stall_area.contains(&offset)
+            && rng.chance(faults.stall_ppm)
+        {
+            latency += drawn_up_to(faults.stall_max, rng);
         }
         if let Some(OneShot::Slow(by)) = shot {
             self.counters.slowed += 1;
