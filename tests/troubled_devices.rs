@@ -1,4 +1,4 @@
-//! Devices that hang, are slow, or cannot read a sector: what that costs hosts, in virtual time.
+//! Devices that hang, are slow or overloaded, or cannot read a sector: what that costs hosts, in virtual time.
 //!
 //! Six simulated disks, 4+2. That nothing is lost is `tests/sim`'s business; here it is that the
 //! trouble of one device stays its own, and that requests and opens do not wait for it.
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join;
 use futures_util::future::join_all;
 use weft::device::sim::SimDisk;
 use weft::device::sim::SimFaults;
@@ -41,11 +42,14 @@ impl Lab {
     /// A pod whose volume holds [`BLOCKS`] blocks, closed. I/O takes between `latency.0` and
     /// `latency.1`.
     fn new(journal_bytes: u64, latency: (Duration, Duration)) -> Self {
-        let disk = |index| {
-            let mut profile = SimProfile::new(64 << 20);
-            (profile.latency_min, profile.latency_max) = latency;
-            SimDisk::new(format!("disk-{index}"), profile)
-        };
+        let mut profile = SimProfile::new(64 << 20);
+        (profile.latency_min, profile.latency_max) = latency;
+        Self::with(journal_bytes, &profile, BLOCKS)
+    }
+
+    /// The same on disks of another kind, with so many blocks.
+    fn with(journal_bytes: u64, profile: &SimProfile, blocks: u64) -> Self {
+        let disk = |index| SimDisk::new(format!("disk-{index}"), profile.clone());
         let lab = Self { world: SimEnv::new(1), disks: (0..DEVICES).map(disk).collect() };
         lab.life(async |env| {
             let devices: Vec<_> = lab.disks.iter().map(|disk| disk.open(&env)).collect();
@@ -60,7 +64,7 @@ impl Lab {
             };
             pod.create_volume(spec).await.expect("create");
             let volume = pod.find("v").expect("created");
-            join_all((0..BLOCKS).map(|block| write(&volume, block))).await;
+            join_all((0..blocks).map(|block| write(&volume, block))).await;
             pod.close().await.expect("close");
         });
         lab
@@ -185,6 +189,50 @@ fn a_device_that_is_always_slow_is_asked_seldom_and_again_when_it_is_well() {
         let answered = asked() - before;
         assert!(answered > 60, "of 600 reads it answered {answered}");
         assert_eq!(states(&pod), ["in service"; DEVICES]);
+    });
+    lab.world.halt();
+}
+
+#[test]
+fn more_reads_at_once_than_devices_do_in_seconds_are_no_reason_to_give_one_up() {
+    const MIB: u64 = 1 << 20;
+    /// 64 MiB: some 13 seconds' work for disks that do 200 I/Os a second.
+    const MANY_BLOCKS: u64 = 64 * MIB / BLOCK_BYTES as u64;
+    let mut profile = SimProfile::new(64 << 20);
+    profile.service_time = Duration::from_millis(5);
+    let lab = Lab::with(8 << 20, &profile, MANY_BLOCKS);
+    lab.life(async |env| {
+        let pod = lab.open(&env).await;
+        let volume = pod.find("v").expect("created");
+        let begun = env.now();
+        let reads = join_all((0..64).map(|number| {
+            let bytes = u32::try_from(MIB).expect("small");
+            Arc::clone(&volume).read(number * MIB, bytes)
+        }));
+        let slowest_write = async {
+            let mut slowest = Duration::ZERO;
+            for block in 0..10 {
+                let begun = env.now();
+                write(&volume, MANY_BLOCKS + block).await;
+                slowest = slowest.max(env.now() - begun);
+            }
+            slowest
+        };
+        let (reads, slowest_write) = join(reads, slowest_write).await;
+        let took = env.now() - begun;
+        assert_eq!(states(&pod), ["in service"; DEVICES]);
+        assert!(took > Duration::from_secs(10), "no overload: {took:?}");
+        assert!(slowest_write < Duration::from_secs(1), "a write took {slowest_write:?}");
+        let pieces = reads.into_iter().flat_map(|read| read.expect("read"));
+        let mut block = 0;
+        for piece in pieces {
+            let Piece::Data(data) = piece else { panic!("block {block} reads as zero") };
+            for part in data.chunks(BLOCK_BYTES) {
+                assert!(part == content(block), "block {block} reads wrong");
+                block += 1;
+            }
+        }
+        assert_eq!(block, MANY_BLOCKS);
     });
     lab.world.halt();
 }

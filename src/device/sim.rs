@@ -83,6 +83,8 @@ struct State {
     pending: BTreeMap<u64, Io>,
     /// When each pending I/O takes effect, except those that hang.
     due: BTreeSet<(Duration, u64)>,
+    /// When the disk will have served all it was given: see [`SimProfile::service_time`].
+    busy_until: Duration,
     /// Results not yet collected.
     done: BTreeMap<u64, Result<Option<AlignedBuf>>>,
     faults: SimFaults,
@@ -462,9 +464,16 @@ impl State {
         }
     }
 
+    /// How long it takes until the disk has served another I/O.
+    fn served_in(&mut self, now: Duration, service_time: Duration) -> Duration {
+        self.busy_until = self.busy_until.max(now) + service_time;
+        self.busy_until - now
+    }
+
     /// Takes everything in flight; whoever still waits for it is told that it failed.
     fn end_all(&mut self, reason: &str) -> Vec<Io> {
         self.due.clear();
+        self.busy_until = Duration::ZERO;
         for (&id, io) in &mut self.pending {
             if io.wanted {
                 let error = Error::new(ErrorKind::DeviceFailed, "use simulated disk");
@@ -533,6 +542,7 @@ impl SimDevice {
         }
         let verdict = state.judge(offset, &work, &self.disk, &*self.env);
         let latency = state.latency(offset, &work, &self.disk, &*self.env);
+        let latency = latency.map(|latency| state.served_in(now, profile.service_time) + latency);
         state.last_io += 1;
         let id = state.last_io;
         state.pending.insert(id, Io { offset, work, verdict, waker: None, wanted: true });

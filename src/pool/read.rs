@@ -203,9 +203,11 @@ impl Pool {
                 return StripRead::Intact(value);
             }
         }
+        // A device that is busy with others' reads is not late yet.
+        let Ok(turn) = member.turn().await else { return StripRead::Unreadable };
         let read = {
             let (member, at) = (Arc::clone(member), offset + range.offset);
-            Box::pin(async move { member.read(at, range.length).await })
+            Box::pin(async move { member.read_in_turn(turn, at, range.length).await })
         };
         let read = match select(read, self.env.sleep(self.late_after())).await {
             Either::Left((result, _)) => return judge(result),

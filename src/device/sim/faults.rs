@@ -14,6 +14,9 @@ pub struct SimProfile {
     pub latency_min: Duration,
     /// See `latency_min`.
     pub latency_max: Duration,
+    /// The disk serves one I/O after the other, each for so long, before its latency begins; zero if
+    /// it serves as many at once as it is given.
+    pub service_time: Duration,
     /// Whether a discarded range reads as zero (a file's hole) or keeps its bytes.
     pub discard_zeroes: bool,
 }
@@ -27,6 +30,7 @@ impl SimProfile {
             sector_bytes: 512,
             latency_min: Duration::from_micros(20),
             latency_max: Duration::from_micros(200),
+            service_time: Duration::ZERO,
             discard_zeroes: true,
         }
     }
