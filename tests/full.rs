@@ -43,14 +43,7 @@ const WIDE: FormatOptions =
 async fn pod(env: &EnvRef, disks: &[SimDisk], format: &FormatOptions) -> (Arc<Pod>, VolumeRef) {
     let devices: Vec<_> = disks.iter().map(|disk| disk.open(env)).collect();
     Pod::format(env, &devices, format).await.expect("formatted");
-    let options = OpenOptions {
-        cache_bytes: MIB,
-        map_cache_bytes: MIB,
-        force: false,
-        replace_missing: false,
-    };
-    let devices = disks.iter().map(|disk| Some(disk.open(env))).collect();
-    let pod = Pod::open(Arc::clone(env), devices, options).await.expect("opened");
+    let pod = open(env, disks).await;
     let spec = VolumeSpec {
         name: "v".into(),
         size_bytes: 512 * MIB,
@@ -60,6 +53,17 @@ async fn pod(env: &EnvRef, disks: &[SimDisk], format: &FormatOptions) -> (Arc<Po
     pod.create_volume(spec).await.expect("created");
     let volume = pod.find("v").expect("there");
     (pod, volume)
+}
+
+async fn open(env: &EnvRef, disks: &[SimDisk]) -> Arc<Pod> {
+    let options = OpenOptions {
+        cache_bytes: MIB,
+        map_cache_bytes: MIB,
+        force: false,
+        replace_missing: false,
+    };
+    let devices = disks.iter().map(|disk| Some(disk.open(env))).collect();
+    Pod::open(Arc::clone(env), devices, options).await.expect("opened")
 }
 
 /// Runs a test's pod until it is closed.
@@ -379,4 +383,32 @@ fn what_is_in_the_journal_finds_room_in_segments_however_it_packs() {
         }
         pod.close().await.expect("closed");
     });
+}
+
+/// A read that finds a part of what it wants in RAM must keep none of it when it gives up.
+#[test]
+fn a_read_that_must_ask_a_device_after_all_holds_no_room() {
+    const BLOCK_BYTES: usize = 4096;
+    for map_in_ram in [false, true] {
+        to_the_end(async |own| {
+            let disks = disks(3);
+            let (pod, volume) = pod(&own, &disks, &SMALL).await;
+            for offset in [BLOCK_BYTES as u64, MIB] {
+                Arc::clone(&volume).write(offset, noise(1, BLOCK_BYTES)).await.expect("written");
+            }
+            pod.close().await.expect("closed");
+            let pod = open(&own, &disks).await;
+            let volume = pod.find("v").expect("there");
+            if map_in_ram {
+                read(&volume, MIB, BLOCK_BYTES).await;
+            }
+            Arc::clone(&volume).write(0, noise(2, BLOCK_BYTES)).await.expect("written");
+            let mut pieces = Vec::new();
+            let both = u32::try_from(2 * BLOCK_BYTES).expect("small");
+            assert!(!volume.try_read(0, both, &mut pieces).expect("tried"), "{map_in_ram}");
+            pod.close().await.expect("closed");
+            let status = pod.status();
+            assert_eq!(status.used_bytes, status.physical_bytes, "nothing is promised any more");
+        });
+    }
 }

@@ -209,6 +209,11 @@ impl Journal {
         self.state.lock().failed.as_ref().map(Error::duplicate)
     }
 
+    /// Why no entry is accepted any more, if so: it failed, or is being closed.
+    pub(super) fn refusal(&self) -> Option<Error> {
+        self.state.lock().refusal()
+    }
+
     /// Where the journal begins once every entry up to `cut` is in a checkpoint:
     /// position, LSN and checksum before it.
     pub(super) fn tail_after(&self, cut: Lsn) -> (u64, Lsn, u64) {

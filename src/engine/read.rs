@@ -98,7 +98,8 @@ pub enum BlockPiece {
 }
 
 thread_local! {
-    /// Reused by every read of the thread that is answered from RAM.
+    /// Reused by every read of the thread that is answered from RAM; empty between them, as what it
+    /// names holds memory and room in the pod.
     static PLAN: RefCell<(Vec<Run>, Vec<Option<Chunk>>)> =
         const { RefCell::new((Vec::new(), Vec::new())) };
 }
@@ -126,24 +127,39 @@ impl Engine {
             return Ok(false);
         }
         PLAN.with_borrow_mut(|(runs, chunks)| {
+            let all_in_ram = self.gather_from_ram(layer, lba, blocks, runs, chunks);
+            if let Ok(true) = all_in_ram {
+                for (run, chunk) in runs.drain(..).zip(chunks.drain(..)) {
+                    take(chunk.map_or_else(|| zero(&run), |chunk| piece(&run, chunk)));
+                }
+            }
             runs.clear();
             chunks.clear();
-            if plan(layer, lba, blocks, runs).is_err() {
+            all_in_ram
+        })
+    }
+
+    /// Finds the chunks of a read, one for each run, `None` for zeroes; false if one is not in RAM.
+    /// All must be at hand before the first piece is handed over.
+    fn gather_from_ram(
+        &self,
+        layer: &Layer,
+        lba: Lba,
+        blocks: u64,
+        runs: &mut Vec<Run>,
+        chunks: &mut Vec<Option<Chunk>>,
+    ) -> Result<bool> {
+        if plan(layer, lba, blocks, runs).is_err() {
+            return Ok(false);
+        }
+        for run in runs.iter() {
+            let chunk = self.chunk_in_ram(&run.source)?;
+            if chunk.is_none() && !matches!(run.source, Source::Zero) {
                 return Ok(false);
             }
-            // Every chunk must be at hand before the first piece is handed over.
-            for run in runs.iter() {
-                let chunk = self.chunk_in_ram(&run.source)?;
-                if chunk.is_none() && !matches!(run.source, Source::Zero) {
-                    return Ok(false);
-                }
-                chunks.push(chunk);
-            }
-            for (run, chunk) in runs.drain(..).zip(chunks.drain(..)) {
-                take(chunk.map_or_else(|| zero(&run), |chunk| piece(&run, chunk)));
-            }
-            Ok(true)
-        })
+            chunks.push(chunk);
+        }
+        Ok(true)
     }
 
     /// Reads whole blocks, asking devices where needed.

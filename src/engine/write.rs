@@ -155,7 +155,8 @@ impl Engine {
             match self.space.admit(bytes) {
                 Admission::Granted(promise) => return Ok(promise),
                 Admission::Wait => {
-                    if let Some(error) = self.journal.failure() {
+                    // Nobody makes room for what the journal would refuse.
+                    if let Some(error) = self.journal.refusal() {
                         return Err(error);
                     }
                     self.wake_mapper();
@@ -229,6 +230,40 @@ fn push_blocks(lba: Lba, chunk: &[u8], out: &mut Vec<(RecordHeader, Bytes)>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::sim::SimDisk;
+    use crate::device::sim::SimProfile;
+    use crate::engine::open::EngineFormat;
+    use crate::engine::open::EngineOptions;
+    use crate::engine::space::Levels;
+    use crate::env::EnvRef;
+    use crate::env::sim::SimEnv;
+
+    #[test]
+    fn who_waits_for_room_in_a_closed_pod_is_refused() {
+        let world = SimEnv::new(1);
+        let env: EnvRef = world.clone();
+        let disk = |index| SimDisk::new(format!("disk-{index}"), SimProfile::new(32 << 20));
+        let disks: Vec<SimDisk> = (0..3).map(disk).collect();
+        world.run(async {
+            let devices = || disks.iter().map(|disk| disk.open(&env)).collect::<Vec<_>>();
+            let format = EngineFormat { data_strips: 1, parity_strips: 1, journal_bytes: 1 << 20 };
+            Engine::format(&env, &devices(), format).await.expect("formatted");
+            let options = EngineOptions {
+                cache_bytes: 0,
+                map_cache_bytes: 1 << 20,
+                force: false,
+                replace_missing: false,
+            };
+            let engine = Engine::open(Arc::clone(&env), devices(), options).await.expect("opened");
+            engine.close().await.expect("closed");
+            // There would be room after a reclaim, which nobody does any more.
+            engine.space.publish(Levels { limit_bytes: 1 << 30, ..Levels::default() });
+            let outcome = timeout(&env, ASK_AGAIN_AFTER * 4, engine.promise(4096)).await;
+            let refused = outcome.expect("an answer").map(drop).expect_err("no room");
+            assert_eq!(refused.kind(), ErrorKind::ShuttingDown);
+        });
+        world.halt();
+    }
 
     #[test]
     fn writes_up_to_the_atomic_size_are_one_entry_and_zero_blocks_are_not_stored() {
