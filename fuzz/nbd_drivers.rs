@@ -145,11 +145,12 @@ impl Client {
             loop {
                 let mut input = held.as_slice();
                 let before = input.len();
-                let event = self.framing.next(&mut input);
+                let event = self.framing.next(&mut input, u64::MAX);
                 let taken = before - input.len();
                 held.drain(..taken);
                 match event {
                     Event::NeedBytes => break,
+                    Event::NoRoom(_) => panic!("there is room for all"),
                     Event::Drop(_) => return,
                     Event::Request(request, _) if request.command == Command::Disconnect => return,
                     Event::Request(request, payload) => self.request(request, &payload),

@@ -52,6 +52,8 @@ pub struct Config {
     pub cache_bytes: u64,
     /// RAM for nodes of the map, in bytes.
     pub map_cache_bytes: u64,
+    /// RAM for what hosts have in flight, beyond the little each connection has of its own, in bytes.
+    pub in_flight_bytes: u64,
     /// Threads that serve hosts; `None`: one for each processor.
     pub data_plane_threads: Option<usize>,
     /// How long such a thread looks for more work before it sleeps; `None`: it sleeps at once.

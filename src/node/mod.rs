@@ -51,6 +51,7 @@ use crate::mgmt::NodeFacts;
 use crate::observe::event;
 use crate::observe::history::History;
 use crate::observe::log;
+use crate::target::budget::Budget;
 use crate::target::nbd::NbdOptions;
 use crate::target::nbd::NbdTarget;
 use crate::target::nbd::handshake::TlsMode;
@@ -155,7 +156,8 @@ impl Node {
         allow_open_files();
         let directory = Arc::new(open_directory(&config.data_dir).await?);
         let credentials = Arc::new(Credentials::read(&config)?);
-        let nbd = nbd_options(&config.nbd, &credentials);
+        let budget = Budget::new(config.in_flight_bytes);
+        let nbd = nbd_options(&config.nbd, &credentials, &budget);
         let (nvme_tcp, api_tcp) = (&config.nvme_tcp, config.api_tcp.as_ref());
         let mut listeners =
             Listeners::open(&config.nbd, nvme_tcp, api_tcp, &config.metrics_listen)?;
@@ -164,7 +166,7 @@ impl Node {
         let engine = start_engine(Arc::clone(&directory), config.clone()).await?;
         let volumes = Arc::clone(engine.pod.pod()) as Arc<dyn VolumeDirectory>;
         let pod = engine.pod.pod().status().uuid;
-        let nvme_tcp = nvme_tcp_target(pod, Arc::clone(&volumes), &config, &listeners);
+        let nvme_tcp = nvme_tcp_target(pod, Arc::clone(&volumes), &config, &listeners, &budget);
         let targets = Targets { nbd: Arc::new(NbdTarget::new(volumes, nbd)), nvme_tcp };
         let data_plane =
             Arc::new(DataPlane::start(config.data_plane_threads, config.polling, &targets)?);
@@ -395,8 +397,9 @@ async fn start_engine(directory: Arc<Directory>, config: Config) -> Result<Engin
     EngineThread::start(open).await
 }
 
-fn nbd_options(config: &NbdConfig, credentials: &Credentials) -> NbdOptions {
+fn nbd_options(config: &NbdConfig, credentials: &Credentials, budget: &Arc<Budget>) -> NbdOptions {
     NbdOptions {
+        budget: Arc::clone(budget),
         connections_max: config.connections_max,
         tls_mode: match &config.tls {
             None => TlsMode::Off,
@@ -414,6 +417,7 @@ fn nvme_tcp_target(
     volumes: Arc<dyn VolumeDirectory>,
     config: &Config,
     listeners: &Listeners,
+    budget: &Arc<Budget>,
 ) -> Arc<NvmeTcpTarget> {
     let advertised = match config.nvme_tcp.advertise.as_slice() {
         [] => listeners.nvme_addresses(),
@@ -432,7 +436,8 @@ fn nvme_tcp_target(
     };
     let subsystem = Subsystem::new(volumes, subsystem);
     let connections_max = config.nvme_tcp.connections_max;
-    let options = NvmeTcpOptions { connections_max, ..NvmeTcpOptions::default() };
+    let budget = Arc::clone(budget);
+    let options = NvmeTcpOptions { connections_max, budget, ..NvmeTcpOptions::default() };
     Arc::new(NvmeTcpTarget::new(Arc::new(subsystem), options))
 }
 

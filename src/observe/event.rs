@@ -102,6 +102,9 @@ kinds! {
     HOST_KEYS_SET = "host-keys-set", Info, "";
     /// A host's connection timed out.
     HOST_SILENT = "host-silent", Warning, "look at the host and the network between";
+    /// A host was cut off that had stood still for long on memory that others waited for.
+    HOST_STALLED = "host-stalled", Warning,
+        "look at the host and the network between; if hosts have to wait often, raise memory.in_flight in the configuration";
     /// A connection was turned away because there were too many.
     CONNECTIONS_REFUSED = "connections-refused", Warning,
         "raise connections_max in the configuration, or close idle connections";

@@ -117,6 +117,12 @@ impl Tracked<'_> {
         let _ = self.counts.identity.set(identity);
     }
 
+    /// The other end, for people.
+    #[must_use]
+    pub fn peer(&self) -> &str {
+        &self.counts.peer
+    }
+
     /// Says that it is encrypted.
     pub fn encrypted(&self) {
         self.counts.tls.store(true, Ordering::Relaxed);

@@ -6,6 +6,7 @@
 //! # Invariants
 //! * `parts[first..]`, the first of them from `first_sent` on, are the bytes not yet sent, and
 //!   they are `bytes` in all.
+//! * `kept` is what short pieces keep alive beyond their own bytes, of parts not yet sent.
 //! * [`Gather::is_full`] bounds a batch; the connection stops parsing then, so what gathers is at
 //!   most that plus the replies of requests already in flight.
 
@@ -13,14 +14,21 @@ use std::io::IoSlice;
 use std::ops::Range;
 
 use bytes::Bytes;
+use bytes::BytesMut;
 
 use crate::units::bytes_u64;
 use crate::volume::Piece;
+use crate::volume::READ_BYTES_MIN;
 
 /// Vectors the kernel takes in one send (UIO_MAXIOV).
 const PARTS_PER_SEND_MAX: usize = 1024;
 /// Bytes of reply that end a batch. Larger ones make server and client take turns (runtime.md).
-const BATCH_BYTES: u64 = 1 << 20;
+pub const BATCH_BYTES: u64 = 1 << 20;
+/// Room for headers that is kept for the next batch: far more than one of reads and writes needs.
+const HEADS_KEPT_BYTES: usize = 64 * 1024;
+/// A piece shorter than this may keep alive what is more than twice as long: up to
+/// [`READ_BYTES_MIN`].
+const SHORT_PIECE_BYTES: u64 = READ_BYTES_MIN / 2;
 /// What zero pieces point into.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 
@@ -28,6 +36,8 @@ enum Part {
     /// A range of `heads`.
     Head(Range<usize>),
     Data(Bytes),
+    /// What was copied out of data.
+    Copy(Bytes),
     Zero(usize),
 }
 
@@ -42,6 +52,8 @@ pub struct Gather {
     first_sent: usize,
     /// Bytes not yet sent.
     bytes: u64,
+    /// See [`Gather::kept_bytes`].
+    kept: u64,
 }
 
 impl Gather {
@@ -55,6 +67,39 @@ impl Gather {
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.parts.len() >= PARTS_PER_SEND_MAX || self.bytes >= BATCH_BYTES
+    }
+
+    /// Bytes not yet sent.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Memory that short pieces keep alive beyond [`Gather::bytes`], such as a decoded chunk of which
+    /// one block was wanted.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.kept
+    }
+
+    /// Lets go of that memory by copying those pieces.
+    pub fn copy_short(&mut self) {
+        let is_short = |bytes: &Bytes| kept_beyond(bytes) > 0;
+        let waiting = &mut self.parts[self.first..];
+        let lengths = waiting.iter().map(|part| match part {
+            Part::Data(bytes) if is_short(bytes) => bytes.len(),
+            _ => 0,
+        });
+        let mut copies = BytesMut::with_capacity(lengths.sum());
+        for part in waiting {
+            if let Part::Data(bytes) = part
+                && is_short(bytes)
+            {
+                copies.extend_from_slice(bytes);
+                *part = Part::Copy(copies.split().freeze());
+            }
+        }
+        self.kept = 0;
     }
 
     /// Appends header bytes, to the last part if that is a header too.
@@ -78,7 +123,10 @@ impl Gather {
             Piece::Zero(0) => {}
             Piece::Zero(bytes) => self.parts.push(Part::Zero(bytes)),
             Piece::Data(bytes) if bytes.is_empty() => {}
-            Piece::Data(bytes) => self.parts.push(Part::Data(bytes)),
+            Piece::Data(bytes) => {
+                self.kept += kept_beyond(&bytes);
+                self.parts.push(Part::Data(bytes));
+            }
         }
     }
 
@@ -96,7 +144,9 @@ impl Gather {
                 Part::Head(range) => {
                     slices.push(IoSlice::new(&self.heads[range.start + skip..range.end]));
                 }
-                Part::Data(bytes) => slices.push(IoSlice::new(&bytes[skip..])),
+                Part::Data(bytes) | Part::Copy(bytes) => {
+                    slices.push(IoSlice::new(&bytes[skip..]));
+                }
                 Part::Zero(bytes) => {
                     let mut left = bytes - skip;
                     while left > 0 && slices.len() < PARTS_PER_SEND_MAX {
@@ -119,20 +169,25 @@ impl Gather {
         self.bytes -= bytes_u64(sent);
         if self.bytes == 0 {
             self.heads.clear();
+            self.heads.shrink_to(HEADS_KEPT_BYTES);
             self.parts.clear();
             self.first = 0;
             self.first_sent = 0;
+            self.kept = 0;
             return;
         }
         let mut left = self.first_sent + sent;
         while let Some(part) = self.parts.get_mut(self.first) {
             let length = match part {
                 Part::Head(range) => range.len(),
-                Part::Data(bytes) => bytes.len(),
+                Part::Data(bytes) | Part::Copy(bytes) => bytes.len(),
                 Part::Zero(bytes) => *bytes,
             };
             if left < length {
                 break;
+            }
+            if let Part::Data(bytes) = part {
+                self.kept -= kept_beyond(bytes);
             }
             // Lets go of the payload now, not when the whole batch is out.
             *part = Part::Zero(0);
@@ -140,5 +195,45 @@ impl Gather {
             self.first += 1;
         }
         self.first_sent = left;
+    }
+}
+
+/// What a piece of that length may keep alive besides itself, if it is much.
+fn kept_beyond(piece: &Bytes) -> u64 {
+    let bytes = bytes_u64(piece.len());
+    if bytes < SHORT_PIECE_BYTES { READ_BYTES_MIN - bytes } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::bytes_usize;
+
+    #[test]
+    fn short_pieces_keep_memory_until_they_are_sent_or_copied() {
+        let chunk = Bytes::from(vec![7; bytes_usize(READ_BYTES_MIN)]);
+        let mut gather = Gather::default();
+        gather.head(|heads| heads.extend_from_slice(b"head"));
+        for _ in 0..3 {
+            gather.piece(Piece::Data(chunk.slice(..4096)));
+        }
+        gather.piece(Piece::Data(chunk.clone()));
+        gather.piece(Piece::Zero(100));
+        let each = READ_BYTES_MIN - 4096;
+        assert_eq!(gather.kept_bytes(), 3 * each);
+        gather.sent(4 + 4096 + 10);
+        assert_eq!(gather.kept_bytes(), 2 * each);
+        let before: Vec<u8> = gather.slices().iter().flat_map(|slice| slice.to_vec()).collect();
+        gather.copy_short();
+        assert_eq!(gather.kept_bytes(), 0);
+        let after: Vec<u8> = gather.slices().iter().flat_map(|slice| slice.to_vec()).collect();
+        assert!(before == after);
+        gather.sent(4086 + 4096);
+        gather.piece(Piece::Data(chunk.slice(..512)));
+        assert_eq!(gather.kept_bytes(), READ_BYTES_MIN - 512);
+        let rest = gather.bytes();
+        gather.sent(bytes_usize(rest));
+        drop(gather);
+        assert!(chunk.try_into_mut().is_ok(), "nothing refers to the chunk any more");
     }
 }

@@ -1,7 +1,9 @@
 //! Protocols we serve. Each is a module of its own and knows no other, and no storage word:
 //! what a target sees of storage is [`crate::volume::Volume`]. They share [`stream`],
-//! [`gather`], [`handshakes`], [`connections`], [`timing`], [`rarely`], and for keys [`psk`] and [`hkdf`].
+//! [`gather`], [`handshakes`], [`connections`], [`budget`], [`timing`], [`rarely`], and for keys [`psk`]
+//! and [`hkdf`].
 
+pub mod budget;
 pub mod connections;
 pub mod gather;
 pub mod handshakes;

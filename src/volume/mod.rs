@@ -29,6 +29,10 @@ use reservation::Reservations;
 /// Read at a time by a prefetch, which so holds no more of it in memory besides the cache.
 pub const PREFETCH_STEP_BYTES: u64 = 1 << 20;
 
+/// Memory that a read takes at least if it asks a device, however little of it is wanted: what is
+/// compressed together is read and decoded together.
+pub const READ_BYTES_MIN: u64 = 32 * 1024;
+
 /// A contiguous part of a read's answer. Parts are in order and cover the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {

@@ -1,4 +1,4 @@
-//! Whether the caches fit into this machine's memory.
+//! Whether the caches, and what hosts may have in flight, fit into this machine's memory.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use super::facts::Facts;
 use super::finding::Finding;
 use crate::units::format_size;
 
-/// What a node takes besides its caches: write buffers, connections, tables. Arbitrary, more than
+/// What a node takes besides: write buffers, connections, tables. Arbitrary, more than
 /// small pods use.
 const OTHER_BYTES: u64 = 256 << 20;
 
@@ -19,7 +19,7 @@ pub(super) fn memory(facts: &Facts) -> Vec<Finding> {
         return vec![Finding::skip("/proc/meminfo cannot be read")];
     };
     let caches = config.cache_bytes.saturating_add(config.map_cache_bytes);
-    let needed = caches.saturating_add(OTHER_BYTES);
+    let needed = caches.saturating_add(config.in_flight_bytes).saturating_add(OTHER_BYTES);
     let group = group_limit(facts).filter(|limit| *limit < total);
     let most = group.unwrap_or(total);
     let takes = format!("a node takes up to {}", format_size(needed));

@@ -76,7 +76,7 @@ const NODE_CHECKS: &[Check] = &[
     ),
     check(
         "memory",
-        "the caches fit into memory, available memory and control group",
+        "the caches and what is in flight fit into memory, available memory and control group",
         memory::memory,
     ),
     check("processor", "instructions for erasure code, checksums and TLS", processor::processor),

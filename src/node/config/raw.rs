@@ -52,6 +52,7 @@ pub(super) struct Pod {
 pub(super) struct Memory {
     pub(super) cache: Given<SizeText>,
     pub(super) map_cache: Given<SizeText>,
+    pub(super) in_flight: Given<SizeText>,
 }
 
 #[derive(Debug, Default, Deserialize)]

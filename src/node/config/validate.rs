@@ -46,6 +46,8 @@ use crate::volume::pod::VOLUME_BYTES_MAX;
 const AUTO: &str = "auto";
 /// Longer than the turn-around of a local client at depth 1.
 const POLLING_US: usize = 30;
+/// Least memory for what is in flight: two of the largest requests.
+const IN_FLIGHT_BYTES_MIN: u64 = 64 << 20;
 /// Largest device: what offsets of 63 bits can address.
 const SIZE_BYTES_MAX: u64 = 1 << 62;
 
@@ -55,14 +57,14 @@ pub(super) fn validate(file: raw::File, overrides: Overrides) -> Result<Config, 
         Some(dir) => dir,
         None => path("data_dir", file.data_dir, DATA_DIR_DEFAULT)?,
     };
-    let cache = 1 << 20..=SIZE_BYTES_MAX;
+    let memory = memory(file.memory)?;
     let api_at = span(&file.api.socket);
     let polling = polling(file.threads.polling_us)?;
     Ok(Config {
         pod: pod(file.pod, &data_dir)?,
-        cache_bytes: size("memory.cache", file.memory.cache, &cache)?.unwrap_or(1 << 30),
-        map_cache_bytes: size("memory.map_cache", file.memory.map_cache, &cache)?
-            .unwrap_or(256 << 20),
+        cache_bytes: memory.cache_bytes,
+        map_cache_bytes: memory.map_cache_bytes,
+        in_flight_bytes: memory.in_flight_bytes,
         data_plane_threads: threads(file.threads.data_plane)?,
         polling,
         nbd: nbd(file.nbd, overrides.nbd, &data_dir)?,
@@ -80,6 +82,23 @@ pub(super) fn validate(file: raw::File, overrides: Overrides) -> Result<Config, 
         force_open: overrides.force_open,
         data_dir,
     })
+}
+
+/// How RAM is used.
+struct Memory {
+    cache_bytes: u64,
+    map_cache_bytes: u64,
+    in_flight_bytes: u64,
+}
+
+fn memory(raw: raw::Memory) -> Result<Memory, Wrong> {
+    let cache = 1 << 20..=SIZE_BYTES_MAX;
+    let cache_bytes = size("memory.cache", raw.cache, &cache)?.unwrap_or(1 << 30);
+    let map_cache_bytes = size("memory.map_cache", raw.map_cache, &cache)?.unwrap_or(256 << 20);
+    let in_flight = IN_FLIGHT_BYTES_MIN..=SIZE_BYTES_MAX;
+    let in_flight_bytes = size("memory.in_flight", raw.in_flight, &in_flight)?
+        .unwrap_or((cache_bytes / 4).max(IN_FLIGHT_BYTES_MIN));
+    Ok(Memory { cache_bytes, map_cache_bytes, in_flight_bytes })
 }
 
 fn pod(raw: raw::Pod, data_dir: &Path) -> Result<PodConfig, Wrong> {
@@ -495,7 +514,7 @@ fn size(
     let (text, at) = split(given);
     let Some(text) = text else { return Ok(None) };
     if matches!(&text, SizeText::Text(text) if text == AUTO)
-        && matches!(key, "pod.device_size" | "pod.journal_size")
+        && matches!(key, "pod.device_size" | "pod.journal_size" | "memory.in_flight")
     {
         return Ok(None);
     }

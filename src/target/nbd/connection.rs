@@ -12,8 +12,9 @@
 //!
 //! # Invariants
 //! * New requests are taken only while the outbox is not full, at most [`Limits::requests_max`]
-//!   are in flight and they hold at most [`Limits::bytes_max`]: a client that does not read
-//!   its replies, or asks for more than we can do, waits in its own socket.
+//!   are in flight, they hold at most [`Limits::bytes_max`], and the [`Share`] covers them and what
+//!   waits to be sent: a client that does not read its replies, or asks for more than we can do,
+//!   waits in its own socket.
 //! * When the connection is lost, so are the requests in flight: a write that has no place in the
 //!   order of writes yet is never done. The client may send it again on another connection and then
 //!   another to the same blocks, which an old one must not undo.
@@ -29,6 +30,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
+use crate::target::budget::Share;
 use crate::target::nbd::framing::Event;
 use crate::target::nbd::framing::Framing;
 use crate::target::nbd::outbox::Outbox;
@@ -65,6 +67,8 @@ pub enum End {
     Clean,
     /// The client broke the protocol.
     Broken(&'static str),
+    /// The client stood still on memory that others waited for.
+    Stalled,
     /// The stream failed.
     Io(io::Error),
 }
@@ -91,6 +95,7 @@ pub struct Connection<S> {
     in_flight: FuturesUnordered<InFlight>,
     in_flight_bytes: u64,
     limits: Limits,
+    share: Share,
     /// No further request will be taken: DISC or the end of the stream.
     input_ended: bool,
 }
@@ -103,6 +108,7 @@ impl<S: ByteStream> Connection<S> {
         framing: Framing,
         session: Session,
         limits: Limits,
+        share: Share,
     ) -> Self {
         let mut buffer = received;
         buffer.reserve(RECEIVE_BYTES_MIN.saturating_sub(buffer.len()));
@@ -117,6 +123,7 @@ impl<S: ByteStream> Connection<S> {
             in_flight: FuturesUnordered::new(),
             in_flight_bytes: 0,
             limits,
+            share,
             input_ended: false,
         }
     }
@@ -134,6 +141,14 @@ impl<S: ByteStream> Connection<S> {
 
     /// Serves until the end. Ready when nothing is left to reply to, or nobody to reply to.
     pub fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if let Poll::Ready(end) = self.poll_turns(cx) {
+            return Poll::Ready(end);
+        }
+        let owes = !self.out.is_empty() || self.framing.payload_bytes() > 0;
+        self.share.poll_stalled(cx, owes).map(|()| End::Stalled)
+    }
+
+    fn poll_turns(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let mut full_batches = 0;
         for _ in 0..TURNS_BEFORE_YIELD {
             let turn = match self.turn(cx) {
@@ -172,6 +187,7 @@ impl<S: ByteStream> Connection<S> {
         let taken = self.take_requests(cx)?;
         let full = taken.full || self.out.is_full();
         let sent = self.send(cx)?;
+        self.settle();
         Ok(Turn { moved: completed || taken.moved || sent, full })
     }
 
@@ -181,11 +197,27 @@ impl<S: ByteStream> Connection<S> {
             let Poll::Ready(Some(completed)) = self.in_flight.poll_next_unpin(cx) else {
                 break;
             };
-            self.in_flight_bytes -= completed.cost_bytes();
+            self.in_flight_bytes -= completed.memory_bytes();
             self.session.complete(completed, &mut self.out);
             moved = true;
         }
         moved
+    }
+
+    /// Gives back what is not needed. What stays in the outbox may keep more alive than its bytes: that
+    /// is counted too, or let go if there is no room for it. So it costs those nothing whose answers
+    /// leave at once.
+    fn settle(&mut self) {
+        let held = self.held_bytes();
+        if self.out.kept_bytes() > 0 && !self.share.try_room(held, self.out.kept_bytes()) {
+            self.out.copy_short();
+        }
+        self.share.settle(held + self.out.kept_bytes());
+    }
+
+    /// Memory that requests take, from their first byte until their reply is sent.
+    fn held_bytes(&self) -> u64 {
+        self.in_flight_bytes + self.framing.payload_bytes() + self.out.bytes()
     }
 
     /// Whether another request may be taken now.
@@ -201,10 +233,12 @@ impl<S: ByteStream> Connection<S> {
         let mut moved = false;
         let mut received = false;
         let mut requests = 0;
+        let mut waits = false;
         while requests < BATCH_REQUESTS && self.admits() {
             let mut input = self.buffer.get(self.parsed..).unwrap_or_default();
             let before = input.len();
-            let event = self.framing.next(&mut input);
+            let room = self.share.room(self.held_bytes());
+            let event = self.framing.next(&mut input, room);
             self.parsed += before - input.len();
             match event {
                 Event::NeedBytes if received => break,
@@ -217,6 +251,13 @@ impl<S: ByteStream> Connection<S> {
                         continue;
                     }
                 },
+                Event::NoRoom(more) => {
+                    waits = self.share.poll_room(cx, self.held_bytes(), more).is_pending();
+                    if waits {
+                        break;
+                    }
+                    continue;
+                }
                 Event::Request(request, _) if request.command == Command::Disconnect => {
                     self.input_ended = true;
                 }
@@ -226,6 +267,9 @@ impl<S: ByteStream> Connection<S> {
             }
             moved = true;
             requests += 1;
+        }
+        if !waits {
+            self.share.give_up();
         }
         Ok(Turn { moved, full: requests == BATCH_REQUESTS })
     }
@@ -240,7 +284,7 @@ impl<S: ByteStream> Connection<S> {
         match Pin::new(&mut work).poll(cx) {
             Poll::Ready(completed) => self.session.complete(completed, &mut self.out),
             Poll::Pending => {
-                self.in_flight_bytes += work.cost_bytes();
+                self.in_flight_bytes += work.memory_bytes();
                 self.in_flight.push(work);
             }
         }
@@ -271,7 +315,8 @@ impl<S: ByteStream> Connection<S> {
                 Ok(())
             }
             Ok(0) => Err(End::Broken("connection closed within a request")),
-            Ok(_) => {
+            Ok(bytes) => {
+                self.share.moved(bytes);
                 self.session.timing().received();
                 Ok(())
             }
@@ -298,7 +343,10 @@ impl<S: ByteStream> Connection<S> {
             match self.stream.poll_send(cx, &self.out.slices()) {
                 Poll::Pending => return Ok(moved),
                 Poll::Ready(Ok(0)) => return Err(End::Io(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(sent)) => self.out.sent(sent),
+                Poll::Ready(Ok(sent)) => {
+                    self.share.moved(sent);
+                    self.out.sent(sent);
+                }
                 Poll::Ready(Err(error)) => return Err(End::Io(error)),
             }
             moved = true;

@@ -9,6 +9,7 @@
 
 use bytes::Bytes;
 
+use crate::target::nbd::session::memory_bytes;
 use crate::target::nbd::wire::Dialect;
 use crate::target::nbd::wire::Malformed;
 use crate::target::nbd::wire::Request;
@@ -24,6 +25,9 @@ const LARGE_PAYLOAD_BYTES: usize = 32 * 1024;
 pub enum Event {
     /// The next message is not all there.
     NeedBytes,
+    /// The next request takes so much memory, which is more than there is room for. It was left where
+    /// it is.
+    NoRoom(u64),
     /// A request with its payload, which is empty for most.
     Request(Request, Bytes),
     /// A malformed request: reply EINVAL, go on.
@@ -79,10 +83,20 @@ impl Framing {
         }
     }
 
-    /// Takes at most one message off the front of `input`.
-    pub fn next(&mut self, input: &mut &[u8]) -> Event {
+    /// Memory that a payload which is not all there takes.
+    #[must_use]
+    pub fn payload_bytes(&self) -> u64 {
+        match &self.state {
+            State::Payload { request, .. } => u64::from(request.payload_bytes),
+            State::Header | State::Discard { .. } => 0,
+        }
+    }
+
+    /// Takes at most one message off the front of `input`. Of a request that takes more memory than
+    /// `room` nothing is taken.
+    pub fn next(&mut self, input: &mut &[u8], room: u64) -> Event {
         match std::mem::replace(&mut self.state, State::Header) {
-            State::Header => self.header(input),
+            State::Header => self.header(input, room),
             State::Payload { request, mut payload } => {
                 let wanted = payload_bytes(&request);
                 let taken = input.len().min(wanted - payload.len());
@@ -97,7 +111,7 @@ impl Framing {
         }
     }
 
-    fn header(&mut self, input: &mut &[u8]) -> Event {
+    fn header(&mut self, input: &mut &[u8], room: u64) -> Event {
         let request = match Request::decode(self.dialect, input) {
             None => return Event::NeedBytes,
             Some(Ok(request)) => request,
@@ -107,6 +121,10 @@ impl Framing {
                 return self.discard(input, bytes_usize(skip_bytes.into()), tag, reason);
             }
         };
+        let memory_bytes = memory_bytes(&request);
+        if memory_bytes > room {
+            return Event::NoRoom(memory_bytes);
+        }
         take(input, self.dialect.request_bytes());
         let wanted = payload_bytes(&request);
         self.large = wanted >= LARGE_PAYLOAD_BYTES;
@@ -183,7 +201,7 @@ mod tests {
             held.extend_from_slice(part);
             loop {
                 let mut input = held.as_slice();
-                let event = framing.next(&mut input);
+                let event = framing.next(&mut input, u64::MAX);
                 held = input.to_vec();
                 if event == Event::NeedBytes {
                     assert!(held.len() < 28, "only an incomplete header is left");
@@ -212,11 +230,26 @@ mod tests {
         let mut framing = Framing::new(Dialect::Simple);
         assert_eq!(framing.receive_limit(3, 1000), 1000);
         let large = request(0, 1, 65536, &[0; 65536]);
-        assert!(matches!(framing.next(&mut large.as_slice()), Event::Request(..)));
+        assert!(matches!(framing.next(&mut large.as_slice(), u64::MAX), Event::Request(..)));
         assert_eq!(framing.receive_limit(3, 1000), 28 - 3);
         let small = request(0, 0, 65536, &[]);
-        assert!(matches!(framing.next(&mut small.as_slice()), Event::Request(..)));
+        assert!(matches!(framing.next(&mut small.as_slice(), u64::MAX), Event::Request(..)));
         assert_eq!(framing.receive_limit(3, 1000), 1000);
+    }
+
+    #[test]
+    fn a_request_without_room_is_left_where_it_is() {
+        let mut framing = Framing::new(Dialect::Simple);
+        let stream = [request(0, 1, 65536, &[7; 1000]), vec![7; 64536]].concat();
+        let mut input = stream.as_slice();
+        assert_eq!(framing.next(&mut input, 65535), Event::NoRoom(65536));
+        assert_eq!((input.len(), framing.payload_bytes()), (stream.len(), 0));
+        let (mut first, rest) = input.split_at(500);
+        assert_eq!(framing.next(&mut first, 65536), Event::NeedBytes);
+        assert_eq!(framing.payload_bytes(), 65536);
+        // What was let in is not asked again.
+        assert!(matches!(framing.next(&mut &*rest, 0), Event::Request(..)));
+        assert_eq!(framing.payload_bytes(), 0);
     }
 
     proptest! {
@@ -242,8 +275,8 @@ mod tests {
             let mut input = bytes.as_slice();
             loop {
                 let before = input.len();
-                match framing.next(&mut input) {
-                    Event::NeedBytes | Event::Drop(_) => break,
+                match framing.next(&mut input, u64::MAX) {
+                    Event::NeedBytes | Event::NoRoom(_) | Event::Drop(_) => break,
                     Event::Request(..) | Event::Refused(..) => prop_assert!(input.len() < before),
                 }
             }

@@ -29,6 +29,8 @@ use tokio::time;
 use weft_api::FrontEnd;
 
 use crate::observe::event;
+use crate::target::budget::Budget;
+use crate::target::budget::Share;
 use crate::target::connections::Connections;
 use crate::target::connections::Counts;
 use crate::target::connections::Identity;
@@ -89,6 +91,8 @@ pub struct NbdOptions {
     pub requests_max: usize,
     /// Bytes of payload and reply in flight per connection.
     pub bytes_max: u64,
+    /// What all connections may have in flight together.
+    pub budget: Arc<Budget>,
     /// Whether clients may list the exports.
     pub listable: bool,
     /// Whether TCP connections are encrypted; anything but `Off` needs `tls`. Unix sockets never
@@ -109,6 +113,7 @@ impl Default for NbdOptions {
             shutdown_timeout: Duration::from_secs(5),
             requests_max: 512,
             bytes_max: 64 << 20,
+            budget: Budget::new(256 << 20),
             listable: true,
             tls_mode: TlsMode::Off,
             tls: None,
@@ -294,7 +299,8 @@ impl NbdTarget {
             Limits { requests_max: self.options.requests_max, bytes_max: self.options.bytes_max };
         let framing = Framing::new(agreed.dialect);
         let session = Session::new(agreed, self.options.timed);
-        let mut connection = Connection::new(stream, received, framing, session, limits);
+        let share = Share::new(Arc::clone(&self.options.budget));
+        let mut connection = Connection::new(stream, received, framing, session, limits, share);
         let end = self.until_end(&mut connection, &mut signal, tracked.counts()).await;
         match end {
             End::Clean => {
@@ -304,6 +310,12 @@ impl NbdTarget {
                 tracing::debug!(export, "NBD session ends");
             }
             End::Broken(reason) => tracing::info!(export, reason, "NBD client dropped"),
+            End::Stalled => {
+                let message = format_args!(
+                    "its NBD connection to {export} is cut off, which held memory that others waited for, and moved nothing"
+                );
+                event::raise(event::HOST_STALLED, tracked.peer(), message);
+            }
             End::Io(error) => tracing::info!(export, %error, "NBD connection lost"),
         }
     }

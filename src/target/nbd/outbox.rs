@@ -42,6 +42,23 @@ impl Outbox {
         self.gather.is_full()
     }
 
+    /// Bytes not yet sent.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.gather.bytes()
+    }
+
+    /// See [`Gather::kept_bytes`].
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.gather.kept_bytes()
+    }
+
+    /// See [`Gather::copy_short`].
+    pub fn copy_short(&mut self) {
+        self.gather.copy_short();
+    }
+
     /// The next bytes to send, as many vectors as one send takes.
     #[must_use]
     pub fn slices(&self) -> Vec<IoSlice<'_>> {

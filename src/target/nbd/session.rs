@@ -45,14 +45,15 @@ use crate::units::bytes_u64;
 use crate::volume::Extent;
 use crate::volume::PREFETCH_STEP_BYTES;
 use crate::volume::Piece;
+use crate::volume::READ_BYTES_MIN;
 use crate::volume::VolumeRef;
 use crate::volume::ZeroMode;
 
 /// Extents in one BLOCK_STATUS reply: 128 KiB or 256 KiB of them. A client asks again for what is
 /// left. (proto.md, "NBD_CMD_BLOCK_STATUS" lets a reply cover less than was asked.)
 const EXTENTS_MAX: usize = 16 * 1024;
-/// What one BLOCK_STATUS in flight counts for: its extents in memory and on the wire.
-const EXTENTS_COST_BYTES: u64 = 1 << 20;
+/// What one BLOCK_STATUS in flight takes: its extents in memory and on the wire.
+const EXTENTS_MEMORY_BYTES: u64 = 1 << 20;
 
 /// A transmission phase.
 pub struct Session {
@@ -133,26 +134,20 @@ impl Session {
         }
         let (offset, length) = (request.tag.offset, request.length);
         let volume = Arc::clone(&self.volume);
-        let (work, cost_bytes) = match request.command {
+        let work = match request.command {
             Command::Read => return self.read(request, out),
-            Command::Write if length > 0 => (Work::Plain(volume.write(offset, payload)), length),
-            Command::Trim if length > 0 => {
-                (Work::Plain(volume.zero(offset, length, ZeroMode::Trim)), 0)
-            }
+            Command::Write if length > 0 => Work::Plain(volume.write(offset, payload)),
+            Command::Trim if length > 0 => Work::Plain(volume.zero(offset, length, ZeroMode::Trim)),
             Command::WriteZeroes if length > 0 => {
                 let mode =
                     if request.no_hole { ZeroMode::KeepAllocated } else { ZeroMode::Deallocate };
-                (Work::Plain(volume.zero(offset, length, mode)), 0)
+                Work::Plain(volume.zero(offset, length, mode))
             }
-            Command::Flush => (Work::Plain(volume.flush()), 0),
-            Command::Cache if length > 0 => {
-                let cost_bytes = length.min(PREFETCH_STEP_BYTES);
-                (Work::Plain(volume.prefetch(offset, length)), cost_bytes)
-            }
+            Command::Flush => Work::Plain(volume.flush()),
+            Command::Cache if length > 0 => Work::Plain(volume.prefetch(offset, length)),
             Command::BlockStatus => {
                 let extents_max = if request.request_one { 1 } else { EXTENTS_MAX };
-                let cost = if request.request_one { 0 } else { EXTENTS_COST_BYTES };
-                (Work::Status(volume.block_status(offset, length, extents_max)), cost)
+                Work::Status(volume.block_status(offset, length, extents_max))
             }
             Command::Write | Command::Trim | Command::WriteZeroes | Command::Cache => {
                 out.done(self.dialect, request.tag);
@@ -160,10 +155,10 @@ impl Session {
             }
             Command::Disconnect => unreachable!("the connection ends on DISC"),
         };
-        Some(self.begin(request, cost_bytes, work))
+        Some(self.begin(request, work))
     }
 
-    fn begin(&self, request: Request, cost_bytes: u64, work: Work) -> InFlight {
+    fn begin(&self, request: Request, work: Work) -> InFlight {
         let requests = Arc::clone(self.volume.requests());
         let operation = operation(request.command);
         let arrival = self.timing.arrival();
@@ -173,7 +168,7 @@ impl Session {
             Command::Flush | Command::Cache | Command::BlockStatus | Command::Disconnect => 0,
         };
         let begun = Begun::new(requests, operation, bytes, arrival, Instant::now());
-        InFlight { request, cost_bytes, work, begun }
+        InFlight { request, work, begun }
     }
 
     /// Replies with what a finished request brought.
@@ -282,8 +277,7 @@ impl Session {
             Ok(false) => {
                 let read = Arc::clone(&self.volume).read(request.tag.offset, bytes);
                 self.pieces = pieces;
-                let cost_bytes = u64::from(bytes);
-                return Some(self.begin(request, cost_bytes, Work::Read(read)));
+                return Some(self.begin(request, Work::Read(read)));
             }
             Err(error) => {
                 pieces.clear();
@@ -317,6 +311,21 @@ impl Session {
     fn fail(&mut self, tag: Tag, error: NbdError, reason: &str, out: &mut Outbox) {
         self.tally.errors += 1;
         out.error(self.dialect, tag, error, reason);
+    }
+}
+
+/// Memory that a request takes until it is answered, beyond a little: its payload or its reply.
+#[must_use]
+pub fn memory_bytes(request: &Request) -> u64 {
+    match request.command {
+        // A longer one is refused.
+        Command::Read if request.length > u64::from(PAYLOAD_BYTES_MAX) => 0,
+        Command::Read => request.length.max(READ_BYTES_MIN),
+        Command::Write => u64::from(request.payload_bytes),
+        Command::Cache => request.length.min(PREFETCH_STEP_BYTES),
+        Command::BlockStatus if request.request_one => 0,
+        Command::BlockStatus => EXTENTS_MEMORY_BYTES,
+        Command::Trim | Command::WriteZeroes | Command::Flush | Command::Disconnect => 0,
     }
 }
 
@@ -360,8 +369,6 @@ enum Outcome {
 /// Dropping it is dropping the volume's future: a write is then wholly done or wholly undone.
 pub struct InFlight {
     request: Request,
-    /// Memory it may hold, in bytes: its payload or its reply.
-    cost_bytes: u64,
     work: Work,
     begun: Begun,
 }
@@ -369,24 +376,23 @@ pub struct InFlight {
 /// A finished request, to be replied to.
 pub struct Completed {
     request: Request,
-    cost_bytes: u64,
     outcome: Result<Outcome>,
     begun: Begun,
 }
 
 impl InFlight {
-    /// Memory it may hold, in bytes.
+    /// See [`memory_bytes`].
     #[must_use]
-    pub fn cost_bytes(&self) -> u64 {
-        self.cost_bytes
+    pub fn memory_bytes(&self) -> u64 {
+        memory_bytes(&self.request)
     }
 }
 
 impl Completed {
-    /// See [`InFlight::cost_bytes`].
+    /// See [`memory_bytes`].
     #[must_use]
-    pub fn cost_bytes(&self) -> u64 {
-        self.cost_bytes
+    pub fn memory_bytes(&self) -> u64 {
+        memory_bytes(&self.request)
     }
 }
 
@@ -394,10 +400,9 @@ impl Future for InFlight {
     type Output = Completed;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completed> {
-        let Self { request, cost_bytes, work, begun } = self.get_mut();
+        let Self { request, work, begun } = self.get_mut();
         let outcome = ready!(begun.stages.during(|| work.poll(cx)));
-        let (request, cost_bytes) = (*request, *cost_bytes);
-        Poll::Ready(Completed { request, cost_bytes, outcome, begun: begun.clone() })
+        Poll::Ready(Completed { request: *request, outcome, begun: begun.clone() })
     }
 }
 
@@ -504,7 +509,7 @@ mod tests {
             bytes.extend_from_slice(payload);
             let mut out = Outbox::default();
             let mut input = bytes.as_slice();
-            match self.framing.next(&mut input) {
+            match self.framing.next(&mut input, u64::MAX) {
                 Event::Request(request, payload) => {
                     if let Some(work) = self.session.execute(request, payload, &mut out) {
                         let completed = work.now_or_never().expect("memory answers at once");

@@ -31,6 +31,7 @@ use crate::target::nvmf::wire::Sgl;
 use crate::target::nvmf::wire::Sqe;
 use crate::target::nvmf::wire::opcode;
 use crate::volume::Piece;
+use crate::volume::READ_BYTES_MIN;
 use crate::volume::Volume;
 use crate::volume::VolumeRef;
 use crate::volume::ZeroMode;
@@ -43,7 +44,7 @@ const RANGE_BYTES: u32 = 16;
 const RANGES_BYTES_MAX: u32 = 4096;
 
 /// Bytes that Verify reads at a time.
-const VERIFY_STEP_BYTES: u64 = 1 << 20;
+const VERIFY_STEP_BYTES: u32 = 1 << 20;
 /// Most bytes of a fused Compare and Write (NACWU): one block of the engine. Bounds what is kept
 /// of halves that wait, and is all that VMware's ATS needs.
 pub const FUSED_BYTES_MAX: u32 = 4096;
@@ -96,6 +97,19 @@ pub fn transfer(namespaces: &Namespaces, sqe: &Sqe) -> Result<Transfer, Status> 
             reservation::transfer(sqe)
         }
         _ => Err(Status::INVALID_OPCODE),
+    }
+}
+
+/// Memory that a command takes which moves that data: the data itself, and what is read for it.
+#[must_use]
+pub fn memory_bytes(sqe: &Sqe, transfer: Transfer) -> u32 {
+    let least = u32::try_from(READ_BYTES_MIN).expect("less than 4 GiB");
+    let moved = transfer.bytes();
+    match sqe.opcode() {
+        opcode::READ => moved.max(least),
+        opcode::COMPARE => moved + moved.max(least),
+        opcode::VERIFY => VERIFY_STEP_BYTES,
+        _ => moved,
     }
 }
 
@@ -270,7 +284,7 @@ fn verify(volume: Arc<dyn Volume>, span: Span) -> LocalBoxFuture<VolumeResult<()
         let end = span.offset + span.bytes;
         let mut at = span.offset;
         while at < end {
-            let step = VERIFY_STEP_BYTES.min(end - at);
+            let step = u64::from(VERIFY_STEP_BYTES).min(end - at);
             let bytes = u32::try_from(step).expect("at most a step");
             VolumeRef::clone(&volume).read(at, bytes).await?;
             at += step;

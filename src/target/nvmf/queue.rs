@@ -220,6 +220,16 @@ impl Queue {
         transfer
     }
 
+    /// Memory that a command takes which moves that data, from then on until it is answered, beyond a
+    /// little.
+    #[must_use]
+    pub fn memory_bytes(&self, sqe: &Sqe, transfer: Transfer) -> u32 {
+        match self.role {
+            Role::Io(_) => io::memory_bytes(sqe, transfer),
+            Role::Fresh | Role::Admin(..) => transfer.bytes(),
+        }
+    }
+
     fn wanted_transfer(&self, sqe: &Sqe) -> Result<Transfer, Status> {
         let transfer = self.accepted_transfer(sqe)?;
         match (transfer, sqe.sgl()) {

@@ -15,7 +15,11 @@
 //!   answers waits in its own socket.
 //! * A host has at most [`Queue::depth`] commands outstanding; one more ends the connection.
 //!   Commands that move data are begun, and data is asked for, only while those begun hold at most
-//!   [`Limits::bytes_max`]; the others wait here, in order.
+//!   [`Limits::bytes_max`] and the [`Share`] covers them; the others wait here, in order.
+//! * Data in capsules comes unasked. It is counted, and nothing more is received while there is no
+//!   room for it, unless a transfer is open: the data of that may lie behind the capsule, and only
+//!   once it is here does its memory come back. So a connection can hold 8 KiB for each entry of its
+//!   queue, beyond its share, while the budget is spent.
 //! * When the connection ends, so do the commands in flight: a write that has no place in the order
 //!   of writes yet is never done. The host may send it again elsewhere and then another to the same
 //!   blocks, which an old one must not undo.
@@ -34,7 +38,9 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
+use crate::target::budget::Share;
 use crate::target::connections::Counts;
+use crate::target::nvmf::identify::IN_CAPSULE_BYTES_MAX;
 use crate::target::nvmf::queue::Completed;
 use crate::target::nvmf::queue::InFlight;
 use crate::target::nvmf::queue::Queue;
@@ -50,6 +56,7 @@ use crate::target::nvmf::tcp::wire::fatal;
 use crate::target::nvmf::wire::Sgl;
 use crate::target::nvmf::wire::Sqe;
 use crate::target::stream::ByteStream;
+use crate::units::bytes_u64;
 
 /// Receive buffer of a connection that is busy (runtime.md).
 const RECEIVE_BYTES_MAX: usize = 512 * 1024;
@@ -78,6 +85,8 @@ pub enum End {
     HostTerminated(u16),
     /// The host broke the protocol; it is to be told.
     Broken(Fatal),
+    /// The host stood still on memory that others waited for.
+    Stalled,
     /// The stream failed.
     Io(io::Error),
 }
@@ -93,11 +102,12 @@ struct Turn {
 /// A command that waits for its turn.
 struct Waiting {
     sqe: Sqe,
+    /// Data of its capsule.
     data: Bytes,
-    /// Data it moves.
+    /// Memory it takes once it is begun, that of `data` included.
     cost_bytes: u32,
-    /// Its data is still with the host.
-    to_grant: bool,
+    /// So much data is still with the host, and to be asked for.
+    to_grant: Option<u32>,
     arrival: Instant,
 }
 
@@ -130,11 +140,16 @@ pub struct Connection<S> {
     /// The stream may hold sent bytes back until flushed.
     unflushed: bool,
     waiting: VecDeque<Waiting>,
-    /// Data of commands begun or granted.
+    /// Data of their capsules.
+    waiting_bytes: u64,
+    /// Memory of commands begun or granted.
     busy_bytes: u64,
     /// Commands taken and not answered.
     outstanding: usize,
     limits: Limits,
+    share: Share,
+    /// In this turn, something was found to wait for room.
+    waits_for_room: bool,
     counts: Arc<Counts>,
     /// No further command will be taken.
     input_ended: bool,
@@ -142,7 +157,7 @@ pub struct Connection<S> {
 
 impl<S: ByteStream> Connection<S> {
     /// A connection just accepted.
-    pub fn new(stream: S, queue: Queue, limits: Limits, counts: Arc<Counts>) -> Self {
+    pub fn new(stream: S, queue: Queue, limits: Limits, share: Share, counts: Arc<Counts>) -> Self {
         Self {
             stream,
             buffer: Vec::with_capacity(RECEIVE_BYTES_MIN),
@@ -153,9 +168,12 @@ impl<S: ByteStream> Connection<S> {
             unflushed: false,
             in_flight: FuturesUnordered::new(),
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
             busy_bytes: 0,
             outstanding: 0,
             limits,
+            share,
+            waits_for_room: false,
             counts,
             input_ended: false,
         }
@@ -170,6 +188,7 @@ impl<S: ByteStream> Connection<S> {
     pub fn stop(&mut self) {
         self.input_ended = true;
         self.waiting.clear();
+        self.waiting_bytes = 0;
     }
 
     /// Sends events that have come up.
@@ -181,7 +200,11 @@ impl<S: ByteStream> Connection<S> {
     pub fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let served = self.poll_turns(cx);
         self.counts.report(self.queue.report(), self.in_flight.len() + self.waiting.len());
-        served
+        if served.is_ready() {
+            return served;
+        }
+        let owes = !self.out.is_empty() || self.framing.has_open_transfers();
+        self.share.poll_stalled(cx, owes).map(|()| End::Stalled)
     }
 
     fn poll_turns(&mut self, cx: &mut Context<'_>) -> Poll<End> {
@@ -244,6 +267,7 @@ impl<S: ByteStream> Connection<S> {
 
     /// One round.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Turn, End> {
+        self.waits_for_room = false;
         let completed = self.take_completed(cx);
         let taken = self.take_events(cx)?;
         if self.queue.over() && !self.input_ended {
@@ -252,6 +276,10 @@ impl<S: ByteStream> Connection<S> {
         }
         let full = taken.full || self.out.is_full();
         let sent = self.send(cx)?;
+        if !self.waits_for_room {
+            self.share.give_up();
+        }
+        self.settle();
         Ok(Turn { moved: completed || taken.moved || sent, full })
     }
 
@@ -274,7 +302,8 @@ impl<S: ByteStream> Connection<S> {
         let mut moved = false;
         let mut received = false;
         let mut events = 0;
-        while events < BATCH_EVENTS && !self.input_ended && !self.out.is_full() {
+        while events < BATCH_EVENTS && !self.input_ended && !self.out.is_full() && self.may_take(cx)
+        {
             let mut input = self.buffer.get(self.parsed..).unwrap_or_default();
             let before = input.len();
             let event = self.framing.next(&mut input);
@@ -321,28 +350,61 @@ impl<S: ByteStream> Connection<S> {
             self.queue.refuse(&sqe, Status::TRANSIENT_TRANSPORT, &mut self.out);
             return Ok(());
         };
-        let to_grant = match (transfer, sqe.sgl()) {
+        let (to_grant, data) = match (transfer, sqe.sgl()) {
             (Transfer::FromHost(bytes), Sgl::InCapsule { .. }) => {
                 if usize::try_from(bytes) != Ok(data.len()) {
                     self.queue.refuse(&sqe, Status::SGL_LENGTH_INVALID, &mut self.out);
                     return Ok(());
                 }
-                false
+                (None, data)
             }
-            (Transfer::FromHost(_), _) => true,
-            _ => false,
+            // Data that the SGL does not speak of is of no use.
+            (Transfer::FromHost(bytes), _) => (Some(bytes), Bytes::new()),
+            _ => (None, Bytes::new()),
         };
         let arrival = self.queue.timing().arrival();
-        let command = Waiting { sqe, data, cost_bytes: transfer.bytes(), to_grant, arrival };
-        if self.waiting.is_empty() && self.has_room(&command) {
+        let cost_bytes = self.queue.memory_bytes(&sqe, transfer);
+        let command = Waiting { sqe, data, cost_bytes, to_grant, arrival };
+        let covered = self.share.room(self.held_bytes()) >= u64::from(cost_bytes);
+        if self.waiting.is_empty() && self.has_room(&command) && covered {
             self.begin(command, cx);
         } else {
+            self.waiting_bytes += bytes_u64(command.data.len());
             self.waiting.push_back(command);
         }
         Ok(())
     }
 
-    /// Whether a command may be begun now.
+    /// Gives back what is not needed. What stays in the outbox may keep more alive than its bytes: that
+    /// is counted too, or let go if there is no room for it. So it costs those nothing whose answers
+    /// leave at once.
+    fn settle(&mut self) {
+        let held = self.held_bytes();
+        if self.out.kept_bytes() > 0 && !self.share.try_room(held, self.out.kept_bytes()) {
+            self.out.copy_short();
+        }
+        self.share.settle(held + self.out.kept_bytes());
+    }
+
+    /// Memory that commands take, from the first byte of their data until their answer is sent.
+    fn held_bytes(&self) -> u64 {
+        self.busy_bytes + self.waiting_bytes + self.out.bytes()
+    }
+
+    /// Whether the next event may be taken, which may bring data in a capsule.
+    fn may_take(&mut self, cx: &mut Context<'_>) -> bool {
+        let (held, more) = (self.held_bytes(), u64::from(IN_CAPSULE_BYTES_MAX));
+        if self.framing.has_open_transfers() || self.share.room(held) >= more {
+            return true;
+        }
+        // A command in `waiting` may wait already, for more.
+        if !self.waits_for_room {
+            self.waits_for_room = self.share.poll_room(cx, held, more).is_pending();
+        }
+        !self.waits_for_room
+    }
+
+    /// Whether a command may be begun now, as far as this connection's own limits go.
     fn has_room(&self, command: &Waiting) -> bool {
         let after = self.busy_bytes + u64::from(command.cost_bytes);
         self.busy_bytes == 0 || command.cost_bytes == 0 || after <= self.limits.bytes_max
@@ -351,11 +413,18 @@ impl<S: ByteStream> Connection<S> {
     fn begin_waiting(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
         while !self.out.is_full() {
-            let Some(command) = self.waiting.pop_front() else { break };
-            if !self.has_room(&command) {
-                self.waiting.push_front(command);
+            let Some(command) = self.waiting.front().filter(|command| self.has_room(command))
+            else {
+                break;
+            };
+            let here = bytes_u64(command.data.len());
+            let more = u64::from(command.cost_bytes).saturating_sub(here);
+            if self.share.poll_room(cx, self.held_bytes(), more).is_pending() {
+                self.waits_for_room = true;
                 break;
             }
+            let Some(command) = self.waiting.pop_front() else { break };
+            self.waiting_bytes -= here;
             self.begin(command, cx);
             moved = true;
         }
@@ -364,32 +433,31 @@ impl<S: ByteStream> Connection<S> {
 
     fn begin(&mut self, command: Waiting, cx: &mut Context<'_>) {
         self.busy_bytes += u64::from(command.cost_bytes);
-        if command.to_grant {
+        if let Some(length) = command.to_grant {
             let cid = command.sqe.cid();
-            let tag = self.framing.grant(command.sqe, command.cost_bytes, command.arrival);
-            self.out.ready_to_transfer(cid, tag, command.cost_bytes);
+            let tag = self.framing.grant(command.sqe, length, command.arrival);
+            self.out.ready_to_transfer(cid, tag, length);
         } else {
             self.execute(&command.sqe, command.data, command.cost_bytes, command.arrival, cx);
         }
     }
 
-    /// All data of a command has arrived, which is counted already.
+    /// All data of a command has arrived, whose memory is counted already.
     fn take_data(&mut self, sqe: &Sqe, data: Data, arrival: Instant, cx: &mut Context<'_>) {
+        let Sgl::Transport { length } = sqe.sgl() else {
+            unreachable!("transfers are granted to no others");
+        };
+        let cost_bytes = self.queue.memory_bytes(sqe, Transfer::FromHost(length));
         match data {
-            Data::Good(data) => {
-                let cost_bytes = u32::try_from(data.len()).expect("bounded by MDTS");
-                self.execute(sqe, data, cost_bytes, arrival, cx);
-            }
+            Data::Good(data) => self.execute(sqe, data, cost_bytes, arrival, cx),
             Data::Damaged => {
-                if let Sgl::Transport { length } = sqe.sgl() {
-                    self.busy_bytes -= u64::from(length);
-                }
+                self.busy_bytes -= u64::from(cost_bytes);
                 self.queue.refuse(sqe, Status::TRANSIENT_TRANSPORT, &mut self.out);
             }
         }
     }
 
-    /// Executes a command whose data is counted.
+    /// Executes a command whose memory is counted.
     fn execute(
         &mut self,
         sqe: &Sqe,
@@ -439,7 +507,8 @@ impl<S: ByteStream> Connection<S> {
                 Ok(())
             }
             Ok(0) => Err(End::Io(io::ErrorKind::UnexpectedEof.into())),
-            Ok(_) => {
+            Ok(bytes) => {
+                self.share.moved(bytes);
                 self.queue.timing().received();
                 Ok(())
             }
@@ -466,7 +535,10 @@ impl<S: ByteStream> Connection<S> {
             match self.stream.poll_send(cx, &self.out.slices()) {
                 Poll::Pending => return Ok(moved),
                 Poll::Ready(Ok(0)) => return Err(End::Io(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(sent)) => self.out.sent(sent),
+                Poll::Ready(Ok(sent)) => {
+                    self.share.moved(sent);
+                    self.out.sent(sent);
+                }
                 Poll::Ready(Err(error)) => return Err(End::Io(error)),
             }
             moved = true;

@@ -107,6 +107,12 @@ impl Framing {
         matches!(self.state, State::Header) && self.open == 0
     }
 
+    /// Whether data that was asked for is still to come.
+    #[must_use]
+    pub fn has_open_transfers(&self) -> bool {
+        self.open > 0
+    }
+
     /// Opens a transfer for the data of a command that came at `arrival`, and returns its tag, for
     /// the R2T.
     pub fn grant(&mut self, sqe: Sqe, length: u32, arrival: Instant) -> u16 {

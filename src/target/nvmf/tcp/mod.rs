@@ -26,6 +26,8 @@ use tokio::time;
 use weft_api::FrontEnd;
 
 use crate::observe::event;
+use crate::target::budget::Budget;
+use crate::target::budget::Share;
 use crate::target::connections::Connections;
 use crate::target::connections::Identity;
 use crate::target::connections::Tracked;
@@ -75,6 +77,8 @@ pub struct NvmeTcpOptions {
     pub shutdown_timeout: Duration,
     /// Bytes of data in flight per connection.
     pub bytes_max: u64,
+    /// What all connections may have in flight together.
+    pub budget: Arc<Budget>,
     /// Whether commands are timed and counted by volume; off only to measure what that costs.
     pub timed: bool,
 }
@@ -88,6 +92,7 @@ impl Default for NvmeTcpOptions {
             terminate_timeout: Duration::from_secs(5),
             shutdown_timeout: Duration::from_secs(5),
             bytes_max: 16 << 20,
+            budget: Budget::new(256 << 20),
             timed: true,
         }
     }
@@ -234,7 +239,8 @@ impl NvmeTcpTarget {
         queue.set_secured(secured);
         let limits = Limits { bytes_max: self.options.bytes_max };
         let counts = Arc::clone(tracked.counts());
-        let mut connection = Connection::new(stream, queue, limits, counts);
+        let share = Share::new(Arc::clone(&self.options.budget));
+        let mut connection = Connection::new(stream, queue, limits, share, counts);
         let connected = self.until_connected(&mut connection, &mut stopping, slot, until);
         let end = match connected.await {
             Err(end) => end,
@@ -243,6 +249,10 @@ impl NvmeTcpTarget {
                 self.until_end(&mut connection, &mut stopping, slot).await
             }
         };
+        if matches!(end, End::Stalled) {
+            let message = "its NVMe/TCP connection is cut off, which held memory that others waited for, and moved nothing";
+            event::raise(event::HOST_STALLED, tracked.peer(), message);
+        }
         self.say_goodbye(&mut connection, &end).await;
     }
 
@@ -263,6 +273,7 @@ impl NvmeTcpTarget {
                 let told = connection.terminate(fatal);
                 let _ = time::timeout(self.options.terminate_timeout, told).await;
             }
+            End::Stalled => {}
             End::Io(error) => tracing::debug!(%error, "NVMe connection lost"),
         }
     }
