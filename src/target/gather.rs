@@ -24,7 +24,8 @@ use crate::volume::READ_BYTES_MIN;
 const PARTS_PER_SEND_MAX: usize = 1024;
 /// Bytes of reply that end a batch. Larger ones make server and client take turns (runtime.md).
 pub const BATCH_BYTES: u64 = 1 << 20;
-/// Room for headers that is kept for the next batch: far more than one of reads and writes needs.
+/// Room for headers that is kept for the next batch, as is that for twice the parts of a send: more
+/// than one of small reads and writes needs.
 const HEADS_KEPT_BYTES: usize = 64 * 1024;
 /// A piece shorter than this may keep alive what is more than twice as long: up to
 /// [`READ_BYTES_MIN`].
@@ -171,6 +172,7 @@ impl Gather {
             self.heads.clear();
             self.heads.shrink_to(HEADS_KEPT_BYTES);
             self.parts.clear();
+            self.parts.shrink_to(2 * PARTS_PER_SEND_MAX);
             self.first = 0;
             self.first_sent = 0;
             self.kept = 0;

@@ -55,6 +55,9 @@ const EXTENTS_MAX: usize = 16 * 1024;
 /// What one BLOCK_STATUS in flight takes: its extents in memory and on the wire.
 const EXTENTS_MEMORY_BYTES: u64 = 1 << 20;
 
+/// Pieces for which room is kept from one read to the next: those of the largest from whole chunks.
+const PIECES_KEPT: usize = 1024;
+
 /// A transmission phase.
 pub struct Session {
     volume: VolumeRef,
@@ -285,6 +288,7 @@ impl Session {
                 self.fail_with(request, &error, out);
             }
         }
+        pieces.shrink_to(PIECES_KEPT);
         self.pieces = pieces;
         None
     }
