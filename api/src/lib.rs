@@ -69,6 +69,7 @@ pub use stats::Connection;
 pub use stats::DeviceStats;
 pub use stats::FrontEnd;
 pub use stats::FrontEndStats;
+pub use stats::InFlightStats;
 pub use stats::Operation;
 pub use stats::OperationStats;
 pub use stats::Stage;

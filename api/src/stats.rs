@@ -28,6 +28,9 @@ pub struct Stats {
     pub volumes: Vec<VolumeStats>,
     /// Each protocol served.
     pub front_ends: Vec<FrontEndStats>,
+    /// Memory for what hosts have in flight; counts recorded before it was counted have none.
+    #[serde(default)]
+    pub in_flight: InFlightStats,
     /// Long work under way, in order of start.
     #[serde(default)]
     pub tasks: Vec<Task>,
@@ -108,6 +111,20 @@ pub struct FrontEndStats {
     /// Authentications of hosts that failed; counts recorded before there were any have none.
     #[serde(default)]
     pub authentications_failed: u64,
+}
+
+/// Memory for what hosts have in flight, beyond the little each connection has of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct InFlightStats {
+    /// How much there is.
+    pub limit_bytes: u64,
+    /// Of it, taken now.
+    pub taken_bytes: u64,
+    /// Connections that wait for it now.
+    pub waiting: u64,
+    /// How often one had to wait.
+    pub waits: u64,
 }
 
 /// A connection of a host.

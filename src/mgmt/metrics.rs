@@ -56,6 +56,18 @@ metrics! {
     "weft_authentications_failed_total", "counter", FRONT_END,
         "Authentications of hosts that failed",
         |out, stats| front_ends(out, stats, |of| of.authentications_failed);
+    "weft_in_flight_limit_bytes", "gauge", &[],
+        "Memory for what hosts have in flight, beyond what each connection has of its own",
+        |out, stats| out.value(&[], stats.in_flight.limit_bytes);
+    "weft_in_flight_bytes", "gauge", &[],
+        "Of it, taken",
+        |out, stats| out.value(&[], stats.in_flight.taken_bytes);
+    "weft_in_flight_waiting", "gauge", &[],
+        "Connections that wait for it, now",
+        |out, stats| out.value(&[], stats.in_flight.waiting);
+    "weft_in_flight_waits_total", "counter", &[],
+        "How often a connection had to wait for it",
+        |out, stats| out.value(&[], stats.in_flight.waits);
 
     "weft_pod_healthy", "gauge", POD, "1 if all devices are in service and writes are possible",
         |out, stats| pod(out, stats, |pod| u64::from(pod.health == "healthy"));

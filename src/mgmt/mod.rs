@@ -37,6 +37,7 @@ use weft_api::DhchapKeys;
 use weft_api::FrontEndStats;
 use weft_api::Host;
 use weft_api::HostTlsKey;
+use weft_api::InFlightStats;
 use weft_api::LogLevel;
 use weft_api::ResizeVolume;
 use weft_api::Stats;
@@ -109,6 +110,8 @@ pub struct NodeFacts {
     pub data_plane_threads: usize,
     /// What each protocol counts.
     pub front_ends: Box<dyn Fn() -> Vec<FrontEndStats> + Send + Sync>,
+    /// Memory for what hosts have in flight.
+    pub in_flight: Box<dyn Fn() -> InFlightStats + Send + Sync>,
     /// The connections of hosts, in order of number.
     pub connections: Box<dyn Fn() -> Vec<Connection> + Send + Sync>,
     /// Ends the NBD connections of volumes that were deleted, or are for named hosts only.
@@ -173,6 +176,7 @@ impl Management {
                 .collect(),
             volumes: pod.volume_stats(),
             front_ends: (self.node.front_ends)(),
+            in_flight: (self.node.in_flight)(),
             tasks: pod.tasks().running(),
             scrub: pod.tasks().scrub_stats(),
         }

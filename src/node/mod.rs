@@ -472,6 +472,7 @@ fn node_facts(
 ) -> NodeFacts {
     let (counting, listing) = (targets.clone(), targets.clone());
     let sweeping = Arc::clone(&targets.nbd);
+    let budget = Arc::clone(targets.nbd.budget());
     NodeFacts {
         data_dir: directory.path().to_owned(),
         started: Instant::now(),
@@ -480,6 +481,7 @@ fn node_facts(
         scrub_rate: 0,
         history: None,
         front_ends: Box::new(move || front_ends(&counting)),
+        in_flight: Box::new(move || budget.stats()),
         connections: Box::new(move || {
             let mut all = listing.nbd.connections().list();
             all.extend(listing.nvme_tcp.connections().list());

@@ -30,8 +30,10 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio::time::Sleep;
 use tokio::time::sleep;
+use weft_api::InFlightStats;
 
 use crate::target::gather::BATCH_BYTES;
+use crate::units::bytes_u64;
 use crate::volume::READ_BYTES_MIN;
 
 /// What each connection may hold without asking: a batch of answers, and room for a small read more,
@@ -63,6 +65,7 @@ struct State {
     taken: u64,
     /// In order of arrival, which is that of their numbers.
     waiting: VecDeque<Waiter>,
+    /// So many have had to wait.
     next_number: u64,
 }
 
@@ -93,12 +96,6 @@ impl Budget {
         Arc::new(Self { bytes_max, stall_time, state: Mutex::default() })
     }
 
-    /// How much there is.
-    #[must_use]
-    pub fn bytes_max(&self) -> u64 {
-        self.bytes_max
-    }
-
     /// How much of it is taken.
     #[must_use]
     pub fn taken(&self) -> u64 {
@@ -109,6 +106,18 @@ impl Budget {
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.state.lock().waiting.len()
+    }
+
+    /// What the management plane shows of it.
+    #[must_use]
+    pub fn stats(&self) -> InFlightStats {
+        let state = self.state.lock();
+        InFlightStats {
+            limit_bytes: self.bytes_max,
+            taken_bytes: state.taken,
+            waiting: bytes_u64(state.waiting.len()),
+            waits: state.next_number,
+        }
     }
 
     /// Takes `bytes` if they are there, strictly, and nobody waits.

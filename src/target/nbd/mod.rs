@@ -173,6 +173,12 @@ impl NbdTarget {
         &self.connections
     }
 
+    /// The memory it shares with others.
+    #[must_use]
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.options.budget
+    }
+
     /// Ends sessions of volumes that are closed by now, or not for NBD any more. Call it after
     /// deleting one: sessions in use notice by themselves, idle ones do not.
     pub fn sweep(&self) {

@@ -13,6 +13,7 @@ use weft_api::Device;
 use weft_api::DeviceStats;
 use weft_api::FrontEndStats;
 use weft_api::Histogram;
+use weft_api::InFlightStats;
 use weft_api::OperationStats;
 use weft_api::Pod;
 use weft_api::ScrubStats;
@@ -218,6 +219,7 @@ fn at_start(now: &Stats) -> Stats {
         devices: Vec::new(),
         volumes: Vec::new(),
         front_ends: Vec::new(),
+        in_flight: InFlightStats::default(),
         tasks: Vec::new(),
         scrub: ScrubStats::default(),
     }
