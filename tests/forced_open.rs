@@ -3,6 +3,7 @@
 //!
 //! Simulated disks, without faults of their own.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,12 @@ use weft::env::sim::SimEnv;
 use weft::env::timeout;
 use weft::error::ErrorKind;
 use weft::error::Result;
+use weft::format::batch::BatchHeader;
+use weft::format::superblock::JOURNAL_OFFSET;
+use weft::format::superblock::SLOT_OFFSETS;
+use weft::format::superblock::SUPERBLOCK_BYTES;
+use weft::format::superblock::Superblock;
+use weft::units::Lsn;
 use weft::volume::Piece;
 use weft::volume::VolumeDirectory;
 use weft::volume::pod::FormatOptions;
@@ -48,21 +55,30 @@ async fn open(env: &EnvRef, disks: &[SimDisk], force: bool) -> Result<Arc<Pod>> 
     Pod::open(Arc::clone(env), devices, options).await
 }
 
+async fn write(pod: &Pod, step: u64, bytes: Vec<u8>) {
+    let volume = pod.find("v").expect("created");
+    volume.write(step * STEP_BYTES as u64, Bytes::from(bytes)).await.expect("write");
+}
+
+async fn read(env: &EnvRef, pod: &Pod, step: u64) -> Result<Vec<u8>> {
+    let volume = pod.find("v").expect("created");
+    let bytes = u32::try_from(STEP_BYTES).expect("small");
+    let read = volume.read(step * STEP_BYTES as u64, bytes);
+    let mut found = Vec::new();
+    for piece in timeout(env, PATIENCE, read).await.expect("an answer")? {
+        match piece {
+            Piece::Zero(length) => found.resize(found.len() + length, 0),
+            Piece::Data(data) => found.extend_from_slice(&data),
+        }
+    }
+    Ok(found)
+}
+
 /// Reads all steps: each is right, or an error. Says how many are right.
 async fn readable(env: &EnvRef, pod: &Pod) -> u64 {
-    let volume = pod.find("v").expect("created");
     let mut good = 0;
     for step in 0..STEPS {
-        let bytes = u32::try_from(STEP_BYTES).expect("small");
-        let read = Arc::clone(&volume).read(step * STEP_BYTES as u64, bytes);
-        let Ok(pieces) = timeout(env, PATIENCE, read).await.expect("an answer") else { continue };
-        let mut found = Vec::new();
-        for piece in pieces {
-            match piece {
-                Piece::Zero(length) => found.resize(found.len() + length, 0),
-                Piece::Data(data) => found.extend_from_slice(&data),
-            }
-        }
+        let Ok(found) = read(env, pod, step).await else { continue };
         assert!(found == content(step), "step {step} is wrong, and no error");
         good += 1;
     }
@@ -95,21 +111,23 @@ async fn create(env: &EnvRef, disks: &[SimDisk], geometry: (usize, usize)) -> Ar
         read_only: false,
     };
     pod.create_volume(spec).await.expect("create");
-    let volume = pod.find("v").expect("created");
-    for step in 0..STEPS {
-        let data = Bytes::from(content(step));
-        Arc::clone(&volume).write(step * STEP_BYTES as u64, data).await.expect("write");
-    }
     pod
+}
+
+fn new_disks(count: usize) -> Vec<SimDisk> {
+    let disk = |index| SimDisk::new(format!("disk-{index}"), SimProfile::new(96 << 20));
+    (0..count).map(disk).collect()
 }
 
 /// What a forced open of the last `left` devices came to: the steps it read right, or a refusal.
 fn forced(geometry: (usize, usize), count: usize, left: usize, killed: bool) -> Result<u64> {
     let world = SimEnv::new(7);
-    let disk = |index| SimDisk::new(format!("disk-{index}"), SimProfile::new(96 << 20));
-    let disks: Vec<_> = (0..count).map(disk).collect();
+    let disks = new_disks(count);
     life(&world, async |env| {
         let pod = create(&env, &disks, geometry).await;
+        for step in 0..STEPS {
+            write(&pod, step, content(step)).await;
+        }
         if !killed {
             pod.close().await.expect("close");
         }
@@ -123,7 +141,7 @@ fn forced(geometry: (usize, usize), count: usize, left: usize, killed: bool) -> 
         let pod = open(&env, rest, true).await?;
         let good = readable(&env, &pod).await;
         let volume = pod.find("v").expect("there");
-        let write = Arc::clone(&volume).write(512 << 20, Bytes::from(content(0)));
+        let write = volume.write(512 << 20, Bytes::from(content(0)));
         // Both may fail; neither may hang.
         let written = timeout(&env, PATIENCE, write).await.expect("an answer");
         let enough = left >= geometry.0;
@@ -153,5 +171,100 @@ fn a_forced_open_is_refused_if_what_was_acknowledged_is_known_to_be_missing() {
     for (geometry, count, left) in [((2, 1), 8, 6), ((1, 2), 7, 4)] {
         let refused = forced(geometry, count, left, true).expect_err("refused");
         assert_eq!(refused.kind(), ErrorKind::Corrupt, "{}", refused.chain());
+    }
+}
+
+/// The first LSNs of the journal's batches that a disk holds.
+fn batches_on(disk: &SimDisk) -> BTreeSet<Lsn> {
+    let mut slot = [0; SUPERBLOCK_BYTES];
+    disk.peek(SLOT_OFFSETS[0], &mut slot);
+    let superblock = Superblock::decode(&slot).expect("formatted");
+    let mut ring = vec![0; usize::try_from(superblock.journal_bytes).expect("small")];
+    disk.peek(JOURNAL_OFFSET, &mut ring);
+    let batches = (0..ring.len()).step_by(4096);
+    batches
+        .filter_map(|at| BatchHeader::decode(&ring[at..], superblock.pod).ok())
+        .map(|batch| batch.first_lsn)
+        .collect()
+}
+
+/// Steps written before devices are lost, and how many of the last ones only these devices have.
+const BEFORE: u64 = 7;
+const LOST: u64 = 4;
+
+/// A pod of 2+1 on 8 devices that was killed when all it held was in its journal, and those of its
+/// disks that have none of the last steps.
+fn pod_with_its_last_steps_on_few_disks(world: &Arc<SimEnv>) -> (Vec<SimDisk>, Vec<SimDisk>) {
+    let disks = new_disks(8);
+    life(world, async |env| {
+        let pod = create(&env, &disks, (2, 1)).await;
+        for step in 0..BEFORE {
+            write(&pod, step, content(step)).await;
+        }
+        assert_eq!(pod.status().checkpoints, 0, "all is in the journal");
+    });
+    let batches: BTreeSet<Lsn> = disks.iter().flat_map(batches_on).collect();
+    let lost: BTreeSet<Lsn> = batches.into_iter().rev().take(LOST as usize).collect();
+    let rest: Vec<SimDisk> =
+        disks.iter().filter(|disk| batches_on(disk).is_disjoint(&lost)).cloned().collect();
+    assert!((2..7).contains(&rest.len()), "{} disks", rest.len());
+    (disks, rest)
+}
+
+/// Content of a step that the forced run wrote.
+fn forced_content(step: u64) -> Vec<u8> {
+    content(1000 + step)
+}
+
+/// Steps that the forced run writes: one of those that were lost, and a new one.
+const FORCED: [u64; 2] = [BEFORE - LOST, BEFORE];
+
+async fn check_what_force_left(env: &EnvRef, pod: &Pod) {
+    for step in 0..=BEFORE {
+        let expected = match step {
+            step if FORCED.contains(&step) => forced_content(step),
+            step if step < BEFORE - LOST => content(step),
+            _ => vec![0; STEP_BYTES],
+        };
+        let found = read(env, pod, step).await.unwrap_or_else(|error| panic!("{}", error.chain()));
+        assert!(found == expected, "step {step}");
+    }
+}
+
+#[test]
+fn devices_that_come_back_after_a_forced_open_bring_nothing_back() {
+    for closed in [false, true] {
+        let world = SimEnv::new(7);
+        let (disks, rest) = pod_with_its_last_steps_on_few_disks(&world);
+        life(&world, async |env| {
+            let pod = open(&env, &rest, true).await.expect("opens");
+            for step in FORCED {
+                write(&pod, step, forced_content(step)).await;
+            }
+            check_what_force_left(&env, &pod).await;
+            if closed {
+                pod.close().await.expect("close");
+            }
+        });
+        life(&world, async |env| {
+            let pod = open(&env, &disks, false).await;
+            let pod = pod.unwrap_or_else(|error| panic!("closed {closed}: {}", error.chain()));
+            check_what_force_left(&env, &pod).await;
+            // More than the ring holds; then all devices are as good as each other.
+            for step in 0..STEPS {
+                write(&pod, 100 + step, content(step)).await;
+            }
+            while pod.status().segments_degraded > 0 {
+                env.sleep(Duration::from_millis(100)).await;
+            }
+        });
+        for away in 0..disks.len() {
+            let there: Vec<SimDisk> = [&disks[..away], &disks[away + 1..]].concat();
+            life(&world, async |env| {
+                let pod = open(&env, &there, false).await.expect("one may be away");
+                check_what_force_left(&env, &pod).await;
+            });
+        }
+        world.halt();
     }
 }

@@ -3,7 +3,8 @@
 //! Every ring is read once and the intact batches of all devices are united by position. The
 //! chain is walked from the superblock's tail: each batch names the checksum of the one before.
 //! Where the chain ends, either the journal ends, or a batch that was durable is missing: any
-//! stamp at or above the gap proves the latter, and the pod is not opened.
+//! stamp at or above the gap proves the latter, unless a later epoch made it void, and the pod is not
+//! opened.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -89,9 +90,9 @@ pub(super) async fn recover(pool: &Pool, head: &Superblock) -> Result<Recovered>
             unite(&mut found, device, batch);
         }
     }
-    let durable_stamp =
-        found.values().flatten().map(|batch| batch.header.durable_lsn).max().unwrap_or_default();
-    let chain = walk_chain(found, head);
+    let starts = epoch_starts(&found, head);
+    let durable_stamp = highest_stamp(&found, &starts);
+    let chain = walk_chain(found, head, &starts);
     let next_lsn = chain.last().map_or(head.tail_lsn, |batch| batch.header.next_lsn());
     if durable_stamp >= next_lsn && !planted(Bug::GapTakenForEnd) {
         return Err(Error::new(ErrorKind::Corrupt, "replay journal").context(format_args!(
@@ -218,9 +219,8 @@ fn unite(found: &mut Found, device: usize, mut batch: FoundBatch) {
 
 /// Follows the chain from the tail. At equal LSN the higher epoch wins; void batches are no part
 /// of it.
-fn walk_chain(mut found: Found, head: &Superblock) -> Vec<FoundBatch> {
+fn walk_chain(mut found: Found, head: &Superblock, starts: &BTreeMap<u64, Lsn>) -> Vec<FoundBatch> {
     let ring = head.journal_bytes;
-    let starts = epoch_starts(&found, head);
     let mut chain: Vec<FoundBatch> = Vec::new();
     loop {
         let start = journal_start(head, &chain);
@@ -231,7 +231,7 @@ fn walk_chain(mut found: Found, head: &Superblock) -> Vec<FoundBatch> {
             let fits = |batch: &FoundBatch| {
                 batch.header.previous == start.previous
                     && batch.header.first_lsn == start.next_lsn
-                    && !is_void(&batch.header, &starts)
+                    && !is_void(&batch.header, starts)
             };
             let best = (0..candidates.len())
                 .filter(|index| fits(&candidates[*index]))
@@ -262,6 +262,21 @@ fn epoch_starts(found: &Found, head: &Superblock) -> BTreeMap<u64, Lsn> {
 fn is_void(header: &BatchHeader, starts: &BTreeMap<u64, Lsn>) -> bool {
     let mut newer = starts.range(header.epoch + 1..);
     newer.any(|(_, start)| *start < header.next_lsn()) && !planted(Bug::VoidTailReplayed)
+}
+
+/// The last entry that any batch proves durable.
+///
+/// A stamp counts only below the starts of all later epochs: what lies above is void, durable or not.
+/// Without force no damage is hidden by that. A durable entry is on m+1 devices, so the open that
+/// began a later epoch met it, and began beyond it or was refused: no stamp is higher than what
+/// counts. An open by force may not have met it, gives it up, and says so; the devices that hold it
+/// prove nothing about the pod as it went on.
+fn highest_stamp(found: &Found, starts: &BTreeMap<u64, Lsn>) -> Lsn {
+    let counted = |header: &BatchHeader| {
+        let newer = starts.range(header.epoch + 1..).map(|(_, start)| start.0.saturating_sub(1));
+        header.durable_lsn.min(Lsn(newer.min().unwrap_or(u64::MAX)))
+    };
+    found.values().flatten().map(|batch| counted(&batch.header)).max().unwrap_or_default()
 }
 
 fn decode_batch(pod: PodId, batch: &FoundBatch, records: &mut Vec<ReplayRecord>) -> Result<()> {
