@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use weft::device::sim::SimDisk;
+use weft::device::sim::SimFaults;
 use weft::device::sim::SimProfile;
 use weft::env::EnvRef;
 use weft::env::sim::SimEnv;
@@ -104,14 +105,18 @@ async fn create(env: &EnvRef, disks: &[SimDisk], geometry: (usize, usize)) -> Ar
     Pod::format(env, &devices, &format).await.expect("format");
     drop(devices);
     let pod = open(env, disks, false).await.expect("open");
+    create_volume(&pod, "v").await;
+    pod
+}
+
+async fn create_volume(pod: &Arc<Pod>, name: &str) {
     let spec = VolumeSpec {
-        name: "v".into(),
+        name: name.into(),
         size_bytes: 1 << 30,
         logical_block_bytes: 4096,
         read_only: false,
     };
     pod.create_volume(spec).await.expect("create");
-    pod
 }
 
 fn new_disks(count: usize) -> Vec<SimDisk> {
@@ -267,4 +272,74 @@ fn devices_that_come_back_after_a_forced_open_bring_nothing_back() {
         }
         world.halt();
     }
+}
+
+async fn refusal(env: &EnvRef, disks: &[SimDisk]) -> String {
+    let refused = open(env, disks, false).await.map(drop).expect_err("two pods by now");
+    assert_eq!(refused.kind(), ErrorKind::InvalidRequest, "{}", refused.chain());
+    refused.chain()
+}
+
+#[test]
+fn two_halves_that_were_both_forced_are_refused_together() {
+    let world = SimEnv::new(7);
+    let disks = new_disks(8);
+    // The volume's creation is on the first two.
+    let half = |turn| disks.iter().skip(turn).step_by(2).cloned().collect();
+    let halves: [Vec<SimDisk>; 2] = [half(0), half(1)];
+    life(&world, async |env| drop(create(&env, &disks, (2, 1)).await));
+    for (half, number) in halves.iter().zip(0..) {
+        life(&world, async |env| {
+            let pod = open(&env, half, true).await.expect("opens");
+            write(&pod, 1, content(number)).await;
+        });
+    }
+    life(&world, async |env| {
+        let refused = refusal(&env, &disks).await;
+        assert!(refused.contains("opened by force without each other"), "{refused}");
+    });
+    for (half, number) in halves.iter().zip(0..) {
+        life(&world, async |env| {
+            let pod = open(&env, half, true).await.expect("as good as before");
+            assert!(read(&env, &pod, 1).await.expect("there") == content(number));
+        });
+    }
+    world.halt();
+}
+
+#[test]
+fn devices_that_went_on_without_those_opened_by_force_are_refused_beside_them() {
+    let world = SimEnv::new(7);
+    let disks = new_disks(8);
+    let (current, stale) = disks.split_at(5);
+    life(&world, async |env| drop(create(&env, &disks, (2, 1)).await));
+    // More of them than may fail lose what they are told, so that nothing shows that they are stale.
+    let lost_area = 0..JOURNAL_OFFSET;
+    let forgetful = SimFaults { lost_area, ..SimFaults::default() };
+    stale.iter().for_each(|disk| disk.set_faults(forgetful.clone()));
+    life(&world, async |env| {
+        let pod = open(&env, &disks, false).await.expect("opens");
+        write(&pod, 1, content(1)).await;
+    });
+    stale.iter().for_each(|disk| disk.set_faults(SimFaults::default()));
+    for closed in [false, true] {
+        life(&world, async |env| {
+            let pod = open(&env, stale, true).await.expect("opens");
+            create_volume(&pod, if closed { "w" } else { "x" }).await;
+            if closed {
+                pod.close().await.expect("close");
+            }
+        });
+        life(&world, async |env| {
+            let refused = refusal(&env, &disks).await;
+            let names =
+                "Attach either disk-0, disk-1, disk-2, disk-3, disk-4 or disk-5, disk-6, disk-7,";
+            assert!(refused.contains(names), "{refused}");
+        });
+    }
+    life(&world, async |env| {
+        let pod = open(&env, current, true).await.expect("as good as before");
+        assert!(read(&env, &pod, 1).await.expect("there") == content(1));
+    });
+    world.halt();
 }

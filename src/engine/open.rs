@@ -98,6 +98,12 @@ const CATALOG_ROWS_MAX: u64 = 64;
 const NODES_MIN: usize = 16;
 /// Most dirty map nodes at once.
 const DIRTY_NODES_MAX: u64 = 8192;
+/// What an open by force adds to the epoch, any other one adds 1: see [`refuse_two_halves`].
+const FORCED_EPOCH: u64 = 1 << 32;
+/// Log addresses, in bytes, that an open by force leaves unused: those beyond the limit it knows may
+/// have been used by devices that it does not see, and an address never means two things. As much as
+/// nobody writes, and room for 2000 such opens.
+const FORCED_SKIP_BYTES: u64 = 1 << 50;
 /// How often devices are asked whether they are lost. Arbitrary: the contract says 5 s.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -186,7 +192,10 @@ impl Engine {
         devices: Vec<DeviceRef>,
         options: EngineOptions,
     ) -> Result<Arc<Self>> {
-        let (members, head) = assemble(&env, devices, options).await?;
+        let Assembled { members, mut head, forced } = assemble(&env, devices, options).await?;
+        if forced {
+            head.id_limit += FORCED_SKIP_BYTES / Geometry::from(&head).segment_bytes();
+        }
         let pool = Arc::new(Pool::new(Arc::clone(&env), members, head.clone())?);
         let mut loaded = load_checkpoint(&pool, &head).await?;
         let joined = check_members(&pool, &mut loaded.catalog, head.generation)?;
@@ -201,7 +210,8 @@ impl Engine {
             CatalogChange::decode(&record.payload)?;
         }
         let epoch_start = recovery::epoch_start(&recovered);
-        let (epoch, id_limit) = (head.epoch + 1, head.id_limit + ID_GRANT);
+        let epoch = head.epoch + if forced { FORCED_EPOCH } else { 1 };
+        let id_limit = head.id_limit + ID_GRANT;
         pool.commit_superblock(|superblock| {
             superblock.epoch = epoch - u64::from(planted(Bug::EpochNotPersisted));
             superblock.epoch_start = epoch_start;
@@ -400,12 +410,21 @@ fn newest_superblock(found: &[(DeviceRef, DeviceSuperblock)]) -> Option<Superblo
     superblocks().max_by_key(|one| (epoch(one), one.generation, copies(one))).cloned()
 }
 
+/// The devices of a pod, each in its place.
+struct Assembled {
+    members: Vec<Arc<Member>>,
+    /// The newest superblock.
+    head: Superblock,
+    /// There are fewer devices than is safe.
+    forced: bool,
+}
+
 /// Reads all superblocks, finds the newest and gives every device its place.
 async fn assemble(
     env: &EnvRef,
     devices: Vec<DeviceRef>,
     options: EngineOptions,
-) -> Result<(Vec<Arc<Member>>, Superblock)> {
+) -> Result<Assembled> {
     let mut blank: Vec<DeviceRef> = Vec::new();
     let mut found: Vec<(DeviceRef, DeviceSuperblock)> = Vec::new();
     for device in devices {
@@ -452,16 +471,44 @@ async fn assemble(
         }
         *place = Some((device, found));
     }
+    refuse_two_halves(&places, &head)?;
     let present = places.iter().flatten().count();
     let needed = geometry.devices - geometry.absent_max();
-    if present < needed && !options.force && !planted(Bug::MinorityOpens) {
+    let forced = present < needed && options.force;
+    if present < needed && !forced && !planted(Bug::MinorityOpens) {
         return Err(Error::new(ErrorKind::DeviceFailed, "open pod").context(format_args!(
             "{present} of {} devices are there, {needed} are needed; attach the others",
             geometry.devices
         )));
     }
     let members = seat(env, places, blank, &head, options.replace_missing);
-    Ok((members, head))
+    Ok(Assembled { members, head, forced })
+}
+
+/// Refuses devices of which some were opened by force while others went on without those.
+///
+/// An epoch counts opens by force in its upper half and all others in the lower. Where one run
+/// follows the other neither ever falls, so a device with more of the others than the newest run, to
+/// which only force can have given the higher epoch, is of a run that this one knew nothing of.
+fn refuse_two_halves(
+    places: &[Option<(DeviceRef, DeviceSuperblock)>],
+    head: &Superblock,
+) -> Result<()> {
+    let others = |superblock: &Superblock| superblock.epoch % FORCED_EPOCH;
+    let names = |apart: bool| {
+        let on_side = |superblock: &Superblock| (others(superblock) > others(head)) == apart;
+        let devices = places.iter().flatten().filter(|(_, found)| on_side(&found.superblock));
+        devices.map(|(device, _)| device.name()).collect::<Vec<_>>().join(", ")
+    };
+    let apart = names(true);
+    if apart.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidRequest, "open pod").context(format_args!(
+        "it was opened by force without what {apart} held then, and went on there as well: these are \
+         two pods now. Attach either {apart} or {}, not both",
+        names(false)
+    )))
 }
 
 /// Makes every place a member: with the device found for it, with a blank one if `replace_missing`,

@@ -80,7 +80,8 @@ pub(super) struct Recovered {
 /// Reads all rings and finds the journal's end.
 ///
 /// # Errors
-/// `Corrupt` if entries that were durable are missing or do not decode.
+/// `Corrupt` if entries that were durable are missing or do not decode, `InvalidRequest` for two
+/// halves of a pod that went on without each other.
 pub(super) async fn recover(pool: &Pool, head: &Superblock) -> Result<Recovered> {
     let scans = pool.members.iter().filter(|member| member.in_service());
     let scans = scans.map(|member| scan_ring(member, pool, head));
@@ -90,6 +91,7 @@ pub(super) async fn recover(pool: &Pool, head: &Superblock) -> Result<Recovered>
             unite(&mut found, device, batch);
         }
     }
+    refuse_two_halves(pool, &found)?;
     let starts = epoch_starts(&found, head);
     let durable_stamp = highest_stamp(&found, &starts);
     let chain = walk_chain(found, head, &starts);
@@ -215,6 +217,30 @@ fn unite(found: &mut Found, device: usize, mut batch: FoundBatch) {
             same_position.push(batch);
         }
     }
+}
+
+/// Refuses devices that were opened by force in two halves, each without the other. A run never writes
+/// two batches at one position, so these are of two runs that took the same epoch. Two halves that
+/// have no such batches left are not noticed.
+fn refuse_two_halves(pool: &Pool, found: &Found) -> Result<()> {
+    let of_one_epoch = |batches: &Vec<FoundBatch>| {
+        let mut rest = batches.iter();
+        while let Some(one) = rest.next() {
+            if let Some(other) = rest.clone().find(|b| b.header.epoch == one.header.epoch) {
+                return Some((names(pool, &one.devices), names(pool, &other.devices)));
+            }
+        }
+        None
+    };
+    let Some((one, other)) = found.values().find_map(of_one_epoch) else { return Ok(()) };
+    Err(Error::new(ErrorKind::InvalidRequest, "open pod").context(format_args!(
+        "{one} and {other} were opened by force without each other and written to: these are two pods \
+         now. Attach the devices of one side only"
+    )))
+}
+
+fn names(pool: &Pool, devices: &[usize]) -> String {
+    devices.iter().map(|device| pool.members[*device].name()).collect::<Vec<_>>().join(", ")
 }
 
 /// Follows the chain from the tail. At equal LSN the higher epoch wins; void batches are no part
