@@ -35,6 +35,10 @@ pub enum Bug {
     EpochNotPersisted,
     /// A batch is believed when its header is intact.
     BatchBodyUnchecked,
+    /// What an older epoch called durable beyond its end counts.
+    VoidStampCounted,
+    /// Devices that went on without those that were opened by force are taken for stale.
+    HalvesMixed,
     /// A missing batch below the durable stamp is taken for the journal's end.
     GapTakenForEnd,
     /// A record is believed when its header is intact.
@@ -95,7 +99,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 44] = [
         Self::AckedAtSubmit,
         Self::AckedOnTooFew,
         Self::JournalNotDurable,
@@ -110,6 +114,8 @@ impl Bug {
         Self::VoidTailReplayed,
         Self::EpochNotPersisted,
         Self::BatchBodyUnchecked,
+        Self::VoidStampCounted,
+        Self::HalvesMixed,
         Self::GapTakenForEnd,
         Self::PayloadUnchecked,
         Self::PlaceUnchecked,

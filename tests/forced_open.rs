@@ -209,7 +209,7 @@ fn pod_with_its_last_steps_on_few_disks(world: &Arc<SimEnv>) -> (Vec<SimDisk>, V
         assert_eq!(pod.status().checkpoints, 0, "all is in the journal");
     });
     let batches: BTreeSet<Lsn> = disks.iter().flat_map(batches_on).collect();
-    let lost: BTreeSet<Lsn> = batches.into_iter().rev().take(LOST as usize).collect();
+    let lost: BTreeSet<Lsn> = batches.into_iter().rev().zip(0..LOST).map(|(lsn, _)| lsn).collect();
     let rest: Vec<SimDisk> =
         disks.iter().filter(|disk| batches_on(disk).is_disjoint(&lost)).cloned().collect();
     assert!((2..7).contains(&rest.len()), "{} disks", rest.len());

@@ -20,6 +20,7 @@ mod bulk;
 mod canaries;
 mod damaged;
 mod fixture;
+mod forced;
 mod host;
 mod model;
 mod runner;
