@@ -81,6 +81,12 @@ pub enum Bug {
     LeafLeftInParent,
     /// Leaves whose parent no higher node points at yet are not found.
     UnlinkedLeafMissed,
+    /// A large trim is given up before its leaves are cleared.
+    TrimDroppedEarly,
+    /// A large trim clears leaves that were changed after it.
+    NewerLeafTrimmed,
+    /// Checkpoints do not hold the large trims that are under way.
+    TrimNotStored,
     /// The superblock of the highest generation wins, whatever its epoch.
     EpochNotCompared,
     /// Of two superblocks of one epoch and generation any wins, not the one that more devices hold.
@@ -137,6 +143,9 @@ impl Bug {
         Self::ZeroCutShort,
         Self::LeafLeftInParent,
         Self::UnlinkedLeafMissed,
+        Self::TrimDroppedEarly,
+        Self::NewerLeafTrimmed,
+        Self::TrimNotStored,
         Self::EpochNotCompared,
         Self::CopiesNotCounted,
         Self::ScrubUnleased,

@@ -17,6 +17,7 @@ use weft::env::sim::SimEnv;
 use weft::error::ErrorKind;
 use weft::error::Result;
 use weft::format::superblock::JOURNAL_OFFSET;
+use weft::observe::event;
 use weft::volume::Piece;
 use weft::volume::VolumeDirectory;
 use weft::volume::VolumeRef;
@@ -411,4 +412,56 @@ fn a_read_that_must_ask_a_device_after_all_holds_no_room() {
             assert_eq!(status.used_bytes, status.physical_bytes, "nothing is promised any more");
         });
     }
+}
+
+/// A part in each leaf of the map, so that it takes long to clear them all.
+#[test]
+fn who_writes_while_a_large_trim_of_a_full_pod_is_cleared_waits_and_is_not_refused() {
+    const LEAF_BYTES: u64 = 2 * MIB;
+    const VOLUME_BYTES: u64 = 8 << 30;
+    let offset_of = |part: u64| part * LEAF_BYTES;
+    to_the_end(async |own| {
+        let disks = disks(6);
+        let (pod, _) = pod(&own, &disks, &WIDE).await;
+        let spec = VolumeSpec {
+            name: "big".into(),
+            size_bytes: VOLUME_BYTES,
+            logical_block_bytes: 4096,
+            read_only: false,
+        };
+        pod.create_volume(spec).await.expect("created");
+        let volume = pod.find("big").expect("there");
+        let mut written = 0;
+        while let Ok(()) =
+            Arc::clone(&volume).write(offset_of(written), noise(written, PART_BYTES)).await
+        {
+            written += 1;
+        }
+        assert!((512..VOLUME_BYTES / LEAF_BYTES).contains(&written), "{written} parts fill it");
+        Arc::clone(&volume).zero(0, VOLUME_BYTES, ZeroMode::Trim).await.expect("trimmed");
+        pod.close().await.expect("closed");
+        assert!(pod.status().logical_bytes > 0, "nothing is cleared yet");
+
+        let slow_area = JOURNAL_OFFSET + WIDE.journal_bytes..u64::MAX;
+        for disk in &disks {
+            let (slow_area, slow_area_by) = (slow_area.clone(), Duration::from_millis(5));
+            disk.set_faults(SimFaults { slow_area, slow_area_by, ..SimFaults::default() });
+        }
+        let events = event::after(0).last().map_or(0, |event| event.sequence);
+        let pod = open(&own, &disks).await;
+        let volume = pod.find("big").expect("there");
+        for part in 0..written {
+            let bytes = noise(part + 1, PART_BYTES);
+            let wrote = Arc::clone(&volume).write(offset_of(part), bytes).await;
+            wrote.unwrap_or_else(|error| panic!("part {part}: {}", error.chain()));
+        }
+        for part in 0..written {
+            let found = read(&volume, offset_of(part), PART_BYTES).await;
+            assert!(found == noise(part + 1, PART_BYTES), "part {part}");
+        }
+        pod.close().await.expect("closed");
+        let raised = event::after(events);
+        let damage = raised.iter().find(|event| event.kind == event::DAMAGE_LEFT.name);
+        assert!(damage.is_none(), "what a trim covers is not lost: {damage:?}");
+    });
 }

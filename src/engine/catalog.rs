@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::trim::Trim;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -123,6 +124,9 @@ pub struct LayerRecord {
     pub mapped_blocks: u64,
     /// Deleted; its map is being cleared.
     pub dropping: bool,
+    /// Large trims whose leaves are being cleared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trims: Vec<Trim>,
 }
 
 /// A device of the pod.
@@ -248,6 +252,7 @@ impl Catalog {
                     root: 0,
                     mapped_blocks: 0,
                     dropping: false,
+                    trims: Vec::new(),
                 };
                 self.next_id = self.next_id.max(volume.id.max(volume.head).max(volume.branch) + 1);
                 self.layers.insert(layer.id, layer);
@@ -403,6 +408,18 @@ mod tests {
             &CatalogChange::SetReservations { id: 9, reservations: reservations.clone() },
         );
         assert_eq!(catalog.volumes[&1].reservations, Some(reservations));
+        assert_eq!(Catalog::decode(&catalog.encode()).expect("own JSON"), catalog);
+    }
+
+    #[test]
+    fn trims_round_trip_and_catalogs_without_them_open() {
+        let mut catalog = Catalog::new(Vec::new());
+        catalog.apply(1, &CatalogChange::CreateVolume(volume(1, "db")));
+        let before = String::from_utf8(catalog.encode()).expect("JSON");
+        assert!(!before.contains("trims"), "older builds read it: {before}");
+        assert_eq!(Catalog::decode(before.as_bytes()).expect("as before the field"), catalog);
+        let layer = catalog.layers.get_mut(&3).expect("the volume's");
+        layer.trims.push(Trim { first_block: 7, end_block: u64::MAX, lsn: 2 });
         assert_eq!(Catalog::decode(&catalog.encode()).expect("own JSON"), catalog);
     }
 

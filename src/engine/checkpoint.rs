@@ -68,6 +68,7 @@ struct DirtyNode {
     layer: Arc<Layer>,
     key: NodeKey,
     entries: NodeEntries,
+    stamp: Lsn,
 }
 
 impl DirtyNode {
@@ -77,7 +78,10 @@ impl DirtyNode {
 
     fn item(&self) -> LogItem {
         let (place, owner) = (self.key.to_record_lba(), self.layer.id.0);
-        metadata_item(RecordKind::MapNode, place, owner, &encode_node(&self.entries))
+        let mut item =
+            metadata_item(RecordKind::MapNode, place, owner, &encode_node(&self.entries));
+        item.header.lsn = self.stamp;
+        item
     }
 }
 
@@ -358,8 +362,8 @@ fn copy_dirty_nodes(
     copies: &mut Vec<DirtyNode>,
 ) -> Option<NodeKey> {
     let nodes = layer.state.lock().map.dirty_nodes(level, from, NODES_PER_LOCK);
-    let last = nodes.last().map(|(key, _)| *key);
-    let copy = |(key, entries)| DirtyNode { layer: Arc::clone(layer), key, entries };
+    let last = nodes.last().map(|(key, ..)| *key);
+    let copy = |(key, entries, stamp)| DirtyNode { layer: Arc::clone(layer), key, entries, stamp };
     copies.extend(nodes.into_iter().map(copy));
     last
 }

@@ -78,7 +78,11 @@ impl Mapper {
             if !state.map.wants(load) {
                 return;
             }
-            state.map.loaded(load, Box::new([location; NODE_ENTRIES]));
+            // What it held may be newer than any trim, so none covers it.
+            let trims = &mut state.map.trims;
+            trims.touch(key.first_lba()..key.first_lba() + key.blocks());
+            let stamp = trims.stamp();
+            state.map.loaded(load, Box::new([location; NODE_ENTRIES]), stamp);
             // It is in memory, so nothing is to be loaded.
             let _ = state.map.mark_dirty(key);
             let mut changes = LiveChanges::default();

@@ -8,12 +8,15 @@
 //!   child moved, which only checkpoints do, or was taken out.
 //! * `fresh` holds the nodes that no parent points at yet; they are dirty. While a checkpoint runs,
 //!   a subtree may hang below a fresh node of any level.
+//! * A leaf that a trim covers ([`super::trim`]) reads as holes, and is taken out before it is
+//!   changed.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
+use super::trim::Trims;
 use crate::canary::Bug;
 use crate::canary::planted;
 use crate::format::location::Location;
@@ -23,10 +26,13 @@ use crate::format::node::NodeEntries;
 use crate::format::node::NodeKey;
 use crate::format::node::empty_node;
 use crate::units::Lba;
+use crate::units::Lsn;
 
 /// A node in memory.
 struct Node {
     entries: NodeEntries,
+    /// Of leaves: the newest trim when it was last changed.
+    stamp: Lsn,
     /// Looked at since the last eviction pass. Set on every step of a walk: a walk that waits for
     /// a lower node must not lose the higher ones meanwhile, or it would never end.
     used: Cell<bool>,
@@ -47,6 +53,8 @@ pub struct Map {
     levels: [FxHashMap<u64, Node>; MAP_LEVELS as usize],
     dirty: BTreeSet<NodeKey>,
     fresh: BTreeSet<NodeKey>,
+    /// Large trims that are under way.
+    pub trims: Trims,
 }
 
 /// The highest node.
@@ -61,6 +69,7 @@ impl Map {
             levels: std::array::from_fn(|_| FxHashMap::default()),
             dirty: BTreeSet::new(),
             fresh: BTreeSet::new(),
+            trims: Trims::default(),
         }
     }
 
@@ -85,6 +94,9 @@ impl Map {
         let key = NodeKey::covering(lba, 0);
         if let Some(leaf) = self.levels[0].get(&key.index) {
             leaf.used.set(true);
+            if self.trims.cover(key.index, leaf.stamp) {
+                return Ok(Location::HOLE);
+            }
             return Ok(leaf.entries[slot_of(lba)]);
         }
         match self.find(key) {
@@ -128,15 +140,27 @@ impl Map {
         !self.levels[level].contains_key(&load.key.index) && self.find(load.key) == Some(load)
     }
 
-    /// Takes in a node that [`Load`] asked for, unless the answer is outdated by now.
-    pub fn loaded(&mut self, load: Load, entries: NodeEntries) {
+    /// Takes in a node that [`Load`] asked for, with the stamp stored with it, unless the answer is
+    /// outdated by now.
+    pub fn loaded(&mut self, load: Load, entries: NodeEntries, stamp: Lsn) {
         if self.wants(load) {
             let level = usize::from(load.key.level);
-            self.levels[level].insert(load.key.index, Node { entries, used: Cell::new(true) });
+            let node = Node { entries, stamp, used: Cell::new(true) };
+            self.levels[level].insert(load.key.index, node);
         }
     }
 
-    /// Changes the entry of `lba` and returns the old one.
+    /// Whether a trim covers all that the leaf holds.
+    ///
+    /// # Errors
+    /// A node to load first.
+    pub fn is_trimmed(&self, leaf: u64) -> Result<bool, Load> {
+        self.missing(NodeKey { level: 0, index: leaf }).map_or(Ok(()), Err)?;
+        let node = self.levels[0].get(&leaf);
+        Ok(node.is_some_and(|node| self.trims.cover(leaf, node.stamp)))
+    }
+
+    /// Changes the entry of `lba`, whose leaf no trim covers, and returns the old one.
     ///
     /// # Errors
     /// A node to load first; nothing was changed.
@@ -144,10 +168,16 @@ impl Map {
         let key = NodeKey::covering(lba, 0);
         self.ensure(key)?;
         let leaf = self.levels[0].get_mut(&key.index).expect("ensured above");
+        let trimmed = self.trims.cover(key.index, leaf.stamp);
+        debug_assert!(!trimmed || planted(Bug::NewerLeafTrimmed), "taken out before it is changed");
         leaf.used.set(true);
         let old = std::mem::replace(&mut leaf.entries[slot_of(lba)], location);
         if old != location {
+            leaf.stamp = self.trims.stamp();
             self.dirty.insert(key);
+            if location != Location::HOLE {
+                self.trims.touch(lba.0..lba.0 + 1);
+            }
         }
         Ok(old)
     }
@@ -163,7 +193,8 @@ impl Map {
         if let Some(load) = self.find(key) {
             return Err(load);
         }
-        let node = Node { entries: empty_node(), used: Cell::new(true) };
+        let stamp = self.trims.stamp();
+        let node = Node { entries: empty_node(), stamp, used: Cell::new(true) };
         self.levels[usize::from(key.level)].insert(key.index, node);
         // Dirty at once, so that the next checkpoint writes or forgets it.
         self.fresh.insert(key);
@@ -242,13 +273,21 @@ impl Map {
         Ok(old)
     }
 
-    /// The first dirty nodes of `level` from number `from` on, at most `count`, with their entries.
-    /// They stay dirty, and so in memory, until [`Map::set_stored_at`] says where they went.
-    pub fn dirty_nodes(&self, level: u8, from: u64, count: usize) -> Vec<(NodeKey, NodeEntries)> {
+    /// The first dirty nodes of `level` from number `from` on, at most `count`, with their entries
+    /// and stamps. They stay dirty, and so in memory, until [`Map::set_stored_at`] says where they
+    /// went.
+    pub fn dirty_nodes(
+        &self,
+        level: u8,
+        from: u64,
+        count: usize,
+    ) -> Vec<(NodeKey, NodeEntries, Lsn)> {
+        let nodes = &self.levels[usize::from(level)];
         self.dirty
             .range(NodeKey { level, index: from }..NodeKey { level: level + 1, index: 0 })
             .take(count)
-            .map(|key| (*key, self.levels[usize::from(level)][&key.index].entries.clone()))
+            .map(|key| (key, &nodes[&key.index]))
+            .map(|(key, node)| (*key, node.entries.clone(), node.stamp))
             .collect()
     }
 
@@ -345,11 +384,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine::trim::Trim;
 
     /// Nodes "on disk", by made-up location.
     #[derive(Default)]
     struct Store {
-        nodes: BTreeMap<u64, NodeEntries>,
+        nodes: BTreeMap<u64, (NodeEntries, Lsn)>,
         next: u64,
     }
 
@@ -358,9 +398,28 @@ mod tests {
             loop {
                 match ask(map) {
                     Ok(value) => return value,
-                    Err(load) => map.loaded(load, self.nodes[&load.location.0].clone()),
+                    Err(load) => {
+                        let (entries, stamp) = self.nodes[&load.location.0].clone();
+                        map.loaded(load, entries, stamp);
+                    }
                 }
             }
+        }
+
+        /// As the mapper does before it changes a leaf.
+        fn clear_if_trimmed(&self, map: &mut Map, leaf: u64) {
+            self.with(map, |map| match map.is_trimmed(leaf)? {
+                true => map.take_leaf(leaf).map(drop),
+                false => Ok(()),
+            });
+        }
+
+        /// As the mapper does in the background.
+        fn clear_trim(&self, map: &mut Map, trim: Trim) {
+            for leaf in self.leaves(map) {
+                self.clear_if_trimmed(map, leaf);
+            }
+            map.trims.cleared_below(trim.lsn, trim.leaves().end);
         }
 
         fn leaves(&self, map: &mut Map) -> Vec<u64> {
@@ -377,7 +436,7 @@ mod tests {
         fn checkpoint(&mut self, map: &mut Map, leaves: &[u64]) {
             for level in 0..MAP_LEVELS {
                 let mut from = 0;
-                while let Some((key, entries)) = map.dirty_nodes(level, from, 1).pop() {
+                while let Some((key, entries, stamp)) = map.dirty_nodes(level, from, 1).pop() {
                     from = key.index + 1;
                     map.evict();
                     map.evict();
@@ -385,7 +444,7 @@ mod tests {
                     self.next += 128;
                     let location = if empty { Location::HOLE } else { Location(self.next) };
                     if !empty {
-                        self.nodes.insert(self.next, entries);
+                        self.nodes.insert(self.next, (entries, stamp));
                     }
                     self.with(map, |map| map.set_stored_at(key, location));
                     if empty {
@@ -421,8 +480,10 @@ mod tests {
             let mut store = Store::default();
             let mut map = Map::new(Location::HOLE);
             let mut model = BTreeMap::new();
-            for (lba, value, action) in steps {
+            for (step, (lba, value, action)) in (1..).zip(steps) {
                 let lba = spread(lba);
+                let leaf = lba.0 / NODE_ENTRIES as u64;
+                store.clear_if_trimmed(&mut map, leaf);
                 let old = store.with(&mut map, |map| map.set(lba, Location(value)));
                 prop_assert_eq!(old, model.insert(lba, Location(value)).unwrap_or(Location::HOLE));
                 let leaves = leaves_of(&model);
@@ -435,7 +496,6 @@ mod tests {
                     map.evict();
                 }
                 if action == 5 {
-                    let leaf = lba.0 / NODE_ENTRIES as u64;
                     let first = Lba(leaf * NODE_ENTRIES as u64);
                     let (entries, _) = store.with(&mut map, |map| map.take_leaf(leaf));
                     for (at, entry) in entries.iter().enumerate() {
@@ -445,11 +505,26 @@ mod tests {
                 }
                 if action == 4 {
                     store.checkpoint(&mut map, &leaves);
+                    let trims = Trims::restored(&map.trims.pending());
                     map = Map::new(map.root());
+                    map.trims = trims;
+                }
+                if action == 6 {
+                    let (first_leaf, end_leaf) = (leaf.saturating_sub(200_000), leaf + 200_000);
+                    let first_block = first_leaf * NODE_ENTRIES as u64;
+                    let end_block = end_leaf * NODE_ENTRIES as u64;
+                    model.retain(|lba, _| !(first_block..end_block).contains(&lba.0));
+                    map.trims.add(Trim { first_block, end_block, lsn: step });
+                }
+                if let (7, Some(trim)) = (action, map.trims.pending().first().copied()) {
+                    store.clear_trim(&mut map, trim);
                 }
             }
             for (lba, location) in &model {
                 prop_assert_eq!(store.with(&mut map, |map| map.get(*lba)), *location);
+            }
+            while let Some(trim) = map.trims.pending().first().copied() {
+                store.clear_trim(&mut map, trim);
             }
             let leaves = leaves_of(&model);
             store.checkpoint(&mut map, &leaves);

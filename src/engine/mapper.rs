@@ -17,6 +17,7 @@ use bytes::Bytes;
 
 use super::Engine;
 use super::clear::Clearing;
+use super::clear::large_trim;
 use super::layer::Layer;
 use super::lost::Failing;
 use super::map::Load;
@@ -132,7 +133,7 @@ pub(super) struct Mapper {
     pub(super) reserve: Reserve,
     /// Since when nothing has succeeded.
     failing_since: Option<Duration>,
-    /// Maps of deleted layers.
+    /// Maps of deleted layers, and trims that are under way.
     pub(super) clearing: Clearing,
     /// A node that is to be changed and cannot be read.
     pub(super) failing: Failing,
@@ -145,6 +146,7 @@ impl Mapper {
         checkpoint: super::checkpoint::CheckpointState,
     ) -> Self {
         let last_checkpoint = engine.env.now();
+        let clearing = Clearing::of(&engine);
         Self {
             engine,
             open: [None, None],
@@ -163,7 +165,7 @@ impl Mapper {
             left_empty: 0,
             reserve: Reserve::Barred,
             failing_since: None,
-            clearing: Clearing::default(),
+            clearing,
             failing: Failing::default(),
         }
     }
@@ -197,6 +199,8 @@ impl Mapper {
     /// Waits before the next try. Until one succeeds the door stays as it is now.
     async fn failed(&mut self, error: &Error) {
         self.report(error);
+        // It may not come to clear anything any more.
+        self.clearing.under_way = false;
         // Without room here the door must say so, rather than let writers wait.
         if error.kind() == ErrorKind::NoSpace {
             self.give_up_reclaim();
@@ -239,7 +243,7 @@ impl Mapper {
         } else if self.wants_drain() {
             self.write_group().await?;
         }
-        self.clear_dropped_layers().await?;
+        self.clear_maps().await?;
         if self.wants_reclaim() {
             self.reclaim().await?;
         } else if !self.has_work() {
@@ -334,7 +338,8 @@ impl Mapper {
     }
 
     /// The oldest entries, whole, up to [`GROUP_BYTES`] and to half of the leaves that may be dirty.
-    /// They stay queued until they are mapped.
+    /// A large trim ends a group: nothing newer may be in the map when it comes. They stay queued
+    /// until they are mapped.
     fn next_group(&self) -> Vec<Arc<BufferedRecord>> {
         let mut group = self.peek_group();
         let leaves_max = (self.engine.dirty_nodes_max / 2).max(GROUP_LEAVES_MIN);
@@ -342,7 +347,8 @@ impl Mapper {
         let full = group.iter().position(|record| {
             let layer = record.layer.as_ref().map(|layer| layer.id);
             leaves.insert((layer, NodeKey::covering(record.header.lba, 0)));
-            record.header.last_of_entry && leaves.len() >= leaves_max
+            let full = leaves.len() >= leaves_max || large_trim(record).is_some();
+            record.header.last_of_entry && full
         });
         group.truncate(full.map_or(group.len(), |last| last + 1));
         group
@@ -523,7 +529,7 @@ impl Mapper {
         let mut state = layer.state.lock();
         let owned = state.index.owned_by(record, at..end);
         if !owned.is_empty() {
-            state.map.get(Lba(at))?;
+            self.clear_if_trimmed(layer, &mut state.map, NodeKey::covering(Lba(at), 0).index)?;
         }
         let mut changes = LiveChanges::default();
         for lba in owned.into_iter().flatten() {
@@ -559,7 +565,7 @@ impl Mapper {
 
     /// Tells the door how much room there is.
     pub(super) fn publish_space(&self) {
-        self.engine.publish_space(self.exhausted);
+        self.engine.publish_space(self.exhausted, self.clearing.under_way);
     }
 }
 

@@ -8,7 +8,7 @@
 //! | [`read`] | blocks → chunks → pieces |
 //! | `mapper` | the one task that fills segments and changes maps |
 //! | `checkpoint`, `recovery`, [`open`] | what a crash leaves and how it is opened again |
-//! | `clear` | large trims, and the maps of deleted volumes |
+//! | `clear`, [`trim`] | large trims, and the maps of deleted volumes |
 //! | `lost` | map nodes that are beyond repair |
 //! | `reclaim`, [`space`] | getting space back, and promising it |
 //! | `scrub` | looking for damage in what nobody reads |
@@ -70,6 +70,7 @@ pub mod record;
 mod recovery;
 mod scrub;
 pub mod space;
+pub mod trim;
 pub mod write;
 
 use catalog::Catalog;
@@ -78,12 +79,14 @@ use journal::Journal;
 use journal::NewEntry;
 use journal::NewRecord;
 use layer::Layer;
+use layer::LayerState;
 use mapper::BufferQueue;
 use record::BufferedRecord;
 use record::header_of;
 use scrub::ScrubControl;
 use space::Levels;
 use space::Space;
+use trim::Trim;
 
 /// Largest decoded payload: what a record in a unit may claim to hold.
 pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
@@ -139,6 +142,10 @@ pub struct Engine {
     scrub: ScrubControl,
 }
 
+/// Most large trims under way at once in a pod: any more are mapped leaf by leaf, while all else
+/// waits. Arbitrary: enough for hosts that do little else, few enough to be looked through for each
+/// block.
+const TRIMS_MAX: usize = 64;
 /// Bytes of a layer in the catalog's JSON, which comes with a volume: seven names, and as many
 /// numbers of 20 digits at most.
 const LAYER_BYTES_MAX: usize = 256;
@@ -247,7 +254,9 @@ impl Engine {
 
     /// Every checkpoint writes the whole catalog, in a full pod too.
     fn check_catalog_room(&self, added_bytes: usize) -> Result<()> {
-        let bytes = self.catalog.lock().encode().len() + added_bytes + LAYER_BYTES_MAX;
+        let named = self.catalog.lock().encode().len() + added_bytes + LAYER_BYTES_MAX;
+        // Trims are not refused: they come on top, all that there may be.
+        let bytes = named + TRIMS_MAX * Trim::JSON_BYTES_MAX;
         if bytes <= self.catalog_bytes_max {
             return Ok(());
         }
@@ -267,9 +276,9 @@ impl Engine {
         let layers = self.layers();
         let mut catalog = self.catalog.lock();
         for layer in layers {
-            let (root, empty) = {
-                let state = layer.state.lock();
-                (state.map.root(), state.map.is_empty() && state.index.is_empty())
+            let (root, empty, trims) = {
+                let LayerState { map, index, .. } = &*layer.state.lock();
+                (map.root(), map.is_empty() && index.is_empty(), map.trims.pending())
             };
             if empty && layer.dropping.load(Ordering::Acquire) {
                 catalog.layers.remove(&layer.id.0);
@@ -279,6 +288,7 @@ impl Engine {
             } else if let Some(record) = catalog.layers.get_mut(&layer.id.0) {
                 record.root = root.0;
                 record.mapped_blocks = layer.mapped_blocks.load(Ordering::Relaxed);
+                record.trims = if planted(Bug::TrimNotStored) { Vec::new() } else { trims };
             }
         }
         catalog.encode()
@@ -350,7 +360,7 @@ impl Engine {
     }
 
     /// Tells the door how much room there is, and corrects the count of nodes in memory.
-    fn publish_space(&self, exhausted: bool) {
+    fn publish_space(&self, exhausted: bool, clearing: bool) {
         let segment_bytes = self.pool.geometry.segment_bytes();
         let free = self.free_segments();
         let (total, live_bytes) = {
@@ -365,6 +375,7 @@ impl Engine {
             live_bytes,
             free_bytes: free.saturating_sub(self.reserve_segments) * segment_bytes,
             exhausted,
+            clearing,
         });
         let layers = self.layers();
         let evicts = self.evicts_nodes();

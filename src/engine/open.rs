@@ -38,6 +38,7 @@ use super::recovery::ReplayRecord;
 use super::scrub::ScrubControl;
 use super::space::Space;
 use super::space::room_for;
+use super::trim::Trims;
 use crate::cache::ChunkCache;
 use crate::canary::Bug;
 use crate::canary::planted;
@@ -302,6 +303,7 @@ impl Engine {
                 record.mapped_blocks,
             );
             layer.dropping.store(record.dropping, Ordering::Release);
+            layer.state.lock().map.trims = Trims::restored(&record.trims);
             self.add_layer(layer);
         }
         *self.catalog.lock() = catalog;

@@ -42,6 +42,7 @@ use crate::pool::read::ReadOutcome;
 use crate::units::BLOCK_BYTES;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::Lba;
+use crate::units::Lsn;
 use crate::units::bytes_u64;
 use crate::units::bytes_usize;
 
@@ -263,10 +264,10 @@ impl Engine {
     pub(super) async fn load_node(&self, layer: &Layer, load: Load) -> Result<()> {
         let _waiting = Waiting::new(&self.walks_waiting);
         for _attempt in 0..MOVED_MAX {
-            if let Some(entries) = self.read_node(layer, load).await? {
+            if let Some((entries, stamp)) = self.read_node(layer, load).await? {
                 let mut state = layer.state.lock();
                 let before = state.map.node_count();
-                state.map.loaded(load, entries);
+                state.map.loaded(load, entries, stamp);
                 let added = state.map.node_count() - before;
                 self.nodes.fetch_add(added, Ordering::Relaxed);
                 self.nodes_read.fetch_add(1, Ordering::Relaxed);
@@ -286,8 +287,8 @@ impl Engine {
             .context("the map leads to a segment that was given up"))
     }
 
-    /// The node's entries; `None` if it is not there any more.
-    async fn read_node(&self, layer: &Layer, load: Load) -> Result<Option<NodeEntries>> {
+    /// The node's entries and stamp; `None` if it is not there any more.
+    async fn read_node(&self, layer: &Layer, load: Load) -> Result<Option<(NodeEntries, Lsn)>> {
         let pod = self.pool.geometry.pod;
         let outcome = self.pool.read(load.location, |bytes, place| {
             let (header, payload) = decode_record(bytes, pod, place).ok()?;
@@ -295,10 +296,10 @@ impl Engine {
                 && NodeKey::from_record_lba(header.lba) == Some(load.key)
                 && header.branch.0 == layer.id.0;
             let content = right.then(|| decode_payload(&header, payload, NODE_BYTES)).flatten()?;
-            decode_node(&content).ok()
+            Some((decode_node(&content).ok()?, header.lsn))
         });
         match outcome.await.map_err(|error| error.context("map node"))? {
-            ReadOutcome::Found(entries) => Ok(Some(entries)),
+            ReadOutcome::Found(node) => Ok(Some(node)),
             ReadOutcome::Moved => Ok(None),
         }
     }

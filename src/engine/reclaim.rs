@@ -411,7 +411,7 @@ impl Mapper {
         let Some(layer) = self.engine.layer_of(header.branch) else { return Ok(()) };
         let mut live = Vec::new();
         for lba in header.lba.0..header.lba.0 + header.blocks {
-            if self.entry_of(&layer, Lba(lba)).await? == old || planted(Bug::DeadMoved) {
+            if self.untrimmed_entry(&layer, Lba(lba)).await? == old || planted(Bug::DeadMoved) {
                 live.push(lba);
             }
         }
@@ -440,8 +440,15 @@ impl Mapper {
         Ok(())
     }
 
-    async fn entry_of(&self, layer: &Layer, lba: Lba) -> Result<Location> {
-        self.engine.ask(layer, |map| map.get(lba)).await
+    /// An entry of a leaf that no trim covers: what one covers would go on to be counted as live, and
+    /// its segment could not be freed.
+    async fn untrimmed_entry(&self, layer: &Layer, lba: Lba) -> Result<Location> {
+        let ask = || {
+            let mut state = layer.state.lock();
+            self.clear_if_trimmed(layer, &mut state.map, NodeKey::covering(lba, 0).index)?;
+            state.map.get(lba)
+        };
+        self.engine.ask_layer(layer, ask).await
     }
 
     async fn move_node(&self, header: &RecordHeader, old: Location) -> Result<()> {

@@ -31,6 +31,8 @@ pub struct Space {
     free_bytes: AtomicU64,
     /// Reclaim cannot free anything more as things stand.
     exhausted: AtomicBool,
+    /// Maps are being cleared of what was trimmed or deleted.
+    clearing: AtomicBool,
     /// What was published last, and the bytes promised then.
     published: Mutex<Option<(Levels, u64)>>,
     /// Woken when any of the above changed.
@@ -80,6 +82,8 @@ pub struct Levels {
     pub free_bytes: u64,
     /// See [`Space`].
     pub exhausted: bool,
+    /// See [`Space`].
+    pub clearing: bool,
 }
 
 /// What records of this length take of segments, each: a unit holds a whole number of them. Of 16
@@ -105,13 +109,16 @@ impl Space {
             return Admission::Granted(promise);
         }
         let together = with_packing_loss(live.saturating_add(promised));
+        // What is being cleared was given back: the room comes, and nobody is refused until then.
+        let clearing = self.clearing.load(Ordering::Acquire);
+        let refused = || if clearing { Admission::Wait } else { Admission::Full };
         if together > self.limit_bytes.load(Ordering::Acquire) {
-            return Admission::Full;
+            return refused();
         }
         if with_packing_loss(promised) <= self.free_bytes.load(Ordering::Acquire) {
             return Admission::Granted(promise);
         }
-        if self.exhausted.load(Ordering::Acquire) { Admission::Full } else { Admission::Wait }
+        if self.exhausted.load(Ordering::Acquire) { refused() } else { Admission::Wait }
     }
 
     /// Holds room for a record that was acknowledged before a restart.
@@ -134,6 +141,7 @@ impl Space {
             live_bytes: self.live_bytes.load(Ordering::Acquire),
             free_bytes: self.free_bytes.load(Ordering::Acquire),
             exhausted: self.exhausted.load(Ordering::Acquire),
+            clearing: self.clearing.load(Ordering::Acquire),
         }
     }
 
@@ -154,6 +162,7 @@ impl Space {
         self.live_bytes.store(levels.live_bytes, Ordering::Release);
         self.free_bytes.store(levels.free_bytes, Ordering::Release);
         self.exhausted.store(levels.exhausted, Ordering::Release);
+        self.clearing.store(levels.clearing, Ordering::Release);
         self.changed.notify_waiters();
     }
 }
@@ -182,8 +191,7 @@ mod tests {
     #[test]
     fn the_door_promises_no_more_than_there_is() {
         let space = Arc::new(Space::default());
-        let mut levels =
-            Levels { limit_bytes: 1000, live_bytes: 0, free_bytes: 500, exhausted: false };
+        let mut levels = Levels { limit_bytes: 1000, free_bytes: 500, ..Levels::default() };
         space.publish(levels);
         let held = space.admit(400);
         assert!(matches!(held, Admission::Granted(_)));
@@ -192,6 +200,12 @@ mod tests {
         levels.exhausted = true;
         space.publish(levels);
         assert!(matches!(space.admit(400), Admission::Full), "reclaim cannot help");
+        levels.clearing = true;
+        space.publish(levels);
+        let admissions = [space.admit(400), space.admit(600)];
+        let waits = admissions.iter().all(|admission| matches!(admission, Admission::Wait));
+        assert!(waits, "what was trimmed is not free yet");
+        drop(admissions);
         drop(held);
         assert!(matches!(space.admit(400), Admission::Granted(_)));
         assert_eq!(space.promised_bytes(), 0, "refused and dropped promises are given back");

@@ -28,6 +28,7 @@ mod script;
 mod scrub;
 mod side;
 mod swarm;
+mod trim;
 mod world;
 
 /// Seeds of a plain `cargo test`; the stage `sim` of `scripts/test` runs more.
