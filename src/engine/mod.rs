@@ -437,3 +437,14 @@ impl Engine {
         }
     }
 }
+
+impl Drop for Engine {
+    /// Buffered records and their layers refer to each other. After a clean close none is left; but an
+    /// engine can be dropped without one.
+    fn drop(&mut self) {
+        for layer in self.layers.get_mut().by_id.values() {
+            let index = std::mem::take(&mut layer.state.lock().index);
+            drop(index);
+        }
+    }
+}

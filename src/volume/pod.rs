@@ -690,3 +690,57 @@ fn check_size(size_bytes: u64) -> Result<()> {
         format_size(VOLUME_BYTES_MAX)
     )))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::device::sim::SimDisk;
+    use crate::device::sim::SimProfile;
+    use crate::env::sim::SimEnv;
+
+    #[test]
+    fn a_pod_dropped_without_being_closed_leaves_nothing_in_memory() {
+        let env = SimEnv::new(1);
+        let process = env.process();
+        let disks: Vec<_> = (0..3)
+            .map(|at| SimDisk::new(format!("disk-{at}"), SimProfile::new(32 << 20)))
+            .collect();
+        let shared: EnvRef = process.clone();
+        let devices = || disks.iter().map(|disk| disk.open(&shared));
+        let work = async {
+            let format = FormatOptions { data_strips: 1, parity_strips: 1, journal_bytes: 4 << 20 };
+            Pod::format(&shared, &devices().collect::<Vec<_>>(), &format).await.expect("formatted");
+            let options = OpenOptions {
+                cache_bytes: 1 << 20,
+                map_cache_bytes: 1 << 20,
+                force: false,
+                replace_missing: false,
+            };
+            let devices = devices().map(Some).collect();
+            let pod = Pod::open(Arc::clone(&shared), devices, options).await.expect("opened");
+            let spec = VolumeSpec {
+                name: "v".into(),
+                size_bytes: 1 << 20,
+                logical_block_bytes: 512,
+                read_only: false,
+            };
+            pod.create_volume(spec).await.expect("created");
+            let volume = Arc::clone(&pod.volumes.read()["v"]);
+            volume.write(0, Bytes::from(vec![7; 65536])).await.expect("written");
+            let head = pod.engine.with_catalog(|catalog| {
+                catalog.volume_named("v").map(|volume| LayerId(volume.head))
+            });
+            let layer = pod.engine.layer(head.expect("created")).expect("has one");
+            assert!(!layer.state.lock().index.is_empty(), "it is mapped later");
+            Arc::downgrade(&layer)
+        };
+        let layer = process.run_for(Duration::from_secs(60), work).expect("done");
+        process.halt();
+        env.halt();
+        assert!(layer.upgrade().is_none(), "something still refers to it");
+    }
+}
