@@ -43,7 +43,7 @@ use crate::world::LIFE_MAX;
 const GEOMETRIES: [(usize, usize, usize); 7] =
     [(6, 1, 1), (7, 1, 2), (6, 2, 1), (8, 2, 1), (7, 3, 2), (6, 3, 1), (6, 4, 2)];
 const SEEDS_DEFAULT: u64 = 100;
-/// Of the seeds that are asked for, one in so many: each has up to eleven lives.
+/// Of the seeds that are asked for, one in so many: each has up to twelve lives.
 const ONE_IN: u64 = 10;
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 256;
@@ -321,7 +321,7 @@ impl Forced {
     async fn write(&self, pod: &Pod, history: &mut History) -> Option<String> {
         let volume = pod.find("v")?;
         history.0.push(Written::default());
-        for _ in 0..self.rng.below(40) {
+        for _ in 0..self.rng.below(1 << self.rng.below(6)) {
             let count = 1 + self.rng.below(WRITE_BLOCKS_MAX);
             let first = self.rng.below(BLOCKS - count + 1);
             let write = history.issue(first, count);
