@@ -9,6 +9,7 @@
 //! can move: its segment is not chosen again. A device that is away now may still bring it back when
 //! the pod is opened with it.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -320,6 +321,10 @@ impl Mapper {
             if moving.bytes >= COPY_BYTES {
                 self.move_copies(std::mem::take(moving), &mut damage).await?;
             }
+            // Map nodes are moved by dirtying them, and a row holds many.
+            if self.dirty_nodes() > self.engine.dirty_nodes_max / 2 {
+                self.checkpoint_mapped().await?;
+            }
         }
         self.changed = true;
         Ok(damage)
@@ -352,6 +357,8 @@ impl Mapper {
     ) -> Result<Vec<Copy>> {
         let space = self.engine.pool.geometry.space();
         let unit = Address { segment: lease.segment, strip, byte: row * UNIT_BYTES as u64 };
+        // Whatever fails here fails again below.
+        let _ = self.engine.load_nodes(self.leaves_named(unit, bodies).into_iter()).await;
         let (mut copies, mut found) = (Vec::new(), BTreeSet::new());
         for body in bodies {
             let mut at = UNIT_HEADER_BYTES;
@@ -374,6 +381,22 @@ impl Mapper {
             }
         }
         Ok(copies)
+    }
+
+    /// The leaves that may refer to the records of a unit, to be read at once.
+    fn leaves_named(&self, unit: Address, bodies: &[Body]) -> Vec<(Arc<Layer>, NodeKey)> {
+        let mut leaves = BTreeMap::new();
+        for body in bodies {
+            let mut at = UNIT_HEADER_BYTES;
+            while let Some((_, header, _)) = self.next_record(unit, body, &mut at) {
+                if header.kind == RecordKind::Data
+                    && let Some(layer) = self.engine.layer_of(header.branch)
+                {
+                    leaves.insert((layer.id, NodeKey::covering(header.lba, 0)), layer);
+                }
+            }
+        }
+        leaves.into_iter().map(|((_, leaf), layer)| (layer, leaf)).collect()
     }
 
     /// The next record of a unit from byte `at` on, which moves past it. Of a unit that is not
