@@ -522,8 +522,9 @@ fn seat(
     head: &Superblock,
     replace_missing: bool,
 ) -> Vec<Arc<Member>> {
+    let geometry = Geometry::from(head);
     let (blank, short): (Vec<_>, Vec<_>) =
-        blank.into_iter().partition(|device| device.len_bytes() >= head.device_bytes);
+        blank.into_iter().partition(|device| geometry.regions(device.len_bytes()) >= SEGMENTS_MIN);
     let mut blank = blank.into_iter();
     let members = places.into_iter().enumerate().map(|(index, place)| {
         let env = Arc::clone(env);
@@ -546,8 +547,16 @@ fn seat(
         Arc::new(Member::new(env, index, uuid, replacement))
     });
     let members = members.collect();
-    for device in blank.chain(short) {
+    for device in blank {
         let message = "it has no superblock, and there is no place for it";
+        event::raise(event::DEVICE_LEFT_OUT, device.name(), message);
+    }
+    let needed = geometry.data_offset() + SEGMENTS_MIN * geometry.strip_bytes;
+    for device in short {
+        let message = format_args!(
+            "it has no superblock, and devices of this pod have at least {}",
+            format_size(needed)
+        );
         event::raise(event::DEVICE_LEFT_OUT, device.name(), message);
     }
     members

@@ -104,7 +104,7 @@ impl SegmentTable {
     ///
     /// # Errors
     /// `Corrupt` if it contradicts what is already there.
-    pub fn load(&mut self, entry: SegmentEntry, slot: Option<usize>) -> Result<()> {
+    pub fn load(&mut self, mut entry: SegmentEntry, slot: Option<usize>) -> Result<()> {
         let contradiction = |what| {
             Error::new(ErrorKind::Corrupt, "load segment table")
                 .context(format_args!("segment {}: {what}", entry.id))
@@ -112,13 +112,20 @@ impl SegmentTable {
         if self.segments.contains_key(&entry.id) || entry.rows > self.geometry.rows() {
             return Err(contradiction("listed twice or too long"));
         }
-        for place in entry.places.iter().flatten() {
+        for strip in &mut entry.places {
+            let Some(place) = *strip else { continue };
             let device = usize::from(place.device);
+            let total = self.regions_total.get(device).copied().unwrap_or(0);
             // A missing device has no regions to claim; what lies there is rebuilt when read.
-            if self.regions_total.get(device).is_some_and(|total| *total > 0)
-                && !self.free_regions[device].remove(&place.region)
-            {
-                return Err(contradiction("its place is taken or does not exist"));
+            if total == 0 {
+                continue;
+            }
+            if u64::from(place.region) >= total {
+                // A shorter device took the place of the one that had it.
+                *strip = None;
+                self.dirty_pages.extend(slot.map(|slot| slot / PAGE_ENTRIES));
+            } else if !self.free_regions[device].remove(&place.region) {
+                return Err(contradiction("its place is taken"));
             }
         }
         if let Some(slot) = slot {
