@@ -419,7 +419,8 @@ fn a_read_that_must_ask_a_device_after_all_holds_no_room() {
 fn who_writes_while_a_large_trim_of_a_full_pod_is_cleared_waits_and_is_not_refused() {
     const LEAF_BYTES: u64 = 2 * MIB;
     const VOLUME_BYTES: u64 = 8 << 30;
-    let offset_of = |part: u64| part * LEAF_BYTES;
+    // Not in order, so that what lies together in a segment is not cleared together.
+    let offset_of = |part: u64| part * 1009 % (VOLUME_BYTES / LEAF_BYTES) * LEAF_BYTES;
     to_the_end(async |own| {
         let disks = disks(6);
         let (pod, _) = pod(&own, &disks, &WIDE).await;
