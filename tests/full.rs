@@ -347,7 +347,8 @@ fn a_deleted_volume_gives_back_what_was_promised_to_it() {
 /// three quarters.
 #[test]
 fn what_is_in_the_journal_finds_room_in_segments_however_it_packs() {
-    const RECORD_BYTES: u64 = 16 << 10;
+    const RECORD_BYTES: usize = 16 << 10;
+    let offset_of = |at: u64| at * RECORD_BYTES as u64;
     to_the_end(async |own| {
         let disks = disks_of(6, 160 * MIB);
         let format = FormatOptions { journal_bytes: 128 * MIB, ..WIDE };
@@ -357,9 +358,9 @@ fn what_is_in_the_journal_finds_room_in_segments_however_it_packs() {
                 let volume = &volume;
                 async move {
                     let mut at = first;
-                    while at * RECORD_BYTES < 512 * MIB {
-                        let data = noise(round ^ at, RECORD_BYTES as usize);
-                        if Arc::clone(volume).write(at * RECORD_BYTES, data).await.is_err() {
+                    while offset_of(at) < 512 * MIB {
+                        let data = noise(round ^ at, RECORD_BYTES);
+                        if Arc::clone(volume).write(offset_of(at), data).await.is_err() {
                             break;
                         }
                         at += 64;
@@ -370,8 +371,8 @@ fn what_is_in_the_journal_finds_room_in_segments_however_it_packs() {
             let ends = join_all((0..64).map(host)).await;
             for end in ends.into_iter().filter(|end| *end >= 64) {
                 let at = end - 64;
-                let found = read(&volume, at * RECORD_BYTES, RECORD_BYTES as usize).await;
-                assert!(found == noise(round ^ at, RECORD_BYTES as usize), "record {at}");
+                let found = read(&volume, offset_of(at), RECORD_BYTES).await;
+                assert!(found == noise(round ^ at, RECORD_BYTES), "record {at}");
             }
             let all = Arc::clone(&volume).zero(0, 512 * MIB, ZeroMode::Deallocate);
             all.await.expect("trimmed");

@@ -76,7 +76,7 @@ pub(super) enum Stream {
     Metadata,
 }
 
-/// The room that device files have in any case, see [`Engine::reserve_room`].
+/// The room that device files have in any case, see `Engine::reserve_room`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reserve {
     /// Data is being written.

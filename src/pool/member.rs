@@ -3,7 +3,7 @@
 //! A device leaves service for good (until the pod is reopened) when it says it failed, when a
 //! write or flush fails twice, or when an I/O does not come back in time: a write without a
 //! completion may still land, so nothing new may be put there. That time is the device's own: reads
-//! beyond [`READS_MAX`] wait for their turn before it begins.
+//! beyond `READS_MAX` wait for their turn before it begins.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
