@@ -44,8 +44,7 @@ pub(super) struct Polling {
     span: Duration,
     /// How well polling pays: up with each step that gains by it, down with each that does not.
     habit: Cell<u32>,
-    /// Requests the thread had got at the end of the last step, and when that was if it did one at
-    /// most.
+    /// Requests the thread had got at the end of the last step, and when that was.
     requests: Cell<u64>,
     ended: Cell<Option<Instant>>,
     /// Work was done since the spinning task last looked.
@@ -86,13 +85,13 @@ impl Polling {
     /// Takes account of a step that came `soon` after the one before.
     fn learn(&self, soon: bool) {
         let requests = requests_of_thread();
-        let alone = requests - self.requests.replace(requests) <= 1;
-        match (alone, soon) {
-            (true, true) => self.habit.set((self.habit.get() + 1).min(HABIT_MAX)),
-            (true, false) => self.wait_was_long(),
-            (false, _) => self.habit.set(0),
+        match requests - self.requests.replace(requests) {
+            1 if soon => self.habit.set((self.habit.get() + 1).min(HABIT_MAX)),
+            // Of none: what came is from a device, and requests wait for that.
+            0 | 1 => self.wait_was_long(),
+            _ => self.habit.set(0),
         }
-        self.ended.set(alone.then(Instant::now));
+        self.ended.set(Some(Instant::now()));
         self.worked.set(true);
         if self.pays() && self.asleep.take() {
             self.wake.notify_one();
