@@ -272,14 +272,19 @@ fn walk_chain(mut found: Found, head: &Superblock, starts: &BTreeMap<u64, Lsn>) 
 }
 
 /// The LSN at or below which each epoch began, as far as can be told: the newest from the
-/// superblock, any other from the batches it left.
+/// superblock or the batches it left, any other from its batches.
+///
+/// The superblock may be of an open that was cut short before others, without the devices that it
+/// told, took the same epoch from an earlier end. Only a run that was told to enough wrote batches,
+/// so where these begin earlier they are right.
 fn epoch_starts(found: &Found, head: &Superblock) -> BTreeMap<u64, Lsn> {
     let mut starts = BTreeMap::new();
     for header in found.values().flatten().map(|batch| &batch.header) {
         let start = starts.entry(header.epoch).or_insert(header.first_lsn);
         *start = header.first_lsn.min(*start);
     }
-    starts.insert(head.epoch, head.epoch_start);
+    let newest = starts.entry(head.epoch).or_insert(head.epoch_start);
+    *newest = head.epoch_start.min(*newest);
     starts
 }
 
@@ -434,4 +439,70 @@ async fn write_copies(pool: &Pool, batches: &[FoundBatch], copies: &[Copy]) -> V
 /// The first LSN of the new epoch.
 pub(super) fn epoch_start(recovered: &Recovered) -> Lsn {
     recovered.start.next_lsn
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::location::Location;
+
+    const RING: u64 = 1 << 20;
+
+    fn batch(position: u64, epoch: u64, entries: u32) -> FoundBatch {
+        let header = BatchHeader {
+            checksum: position + epoch,
+            entries,
+            body_checksum: 0,
+            position,
+            epoch,
+            first_lsn: Lsn(10),
+            previous: 7,
+            durable_lsn: Lsn(9),
+            body_bytes: 100,
+        };
+        FoundBatch { header, bytes: Bytes::new(), devices: vec![0] }
+    }
+
+    /// An entry of epoch 3 was on few devices, which then were told of epoch 4 beyond it, alone. The
+    /// others began epoch 4 before it. Their batch was too long for the rest of the ring.
+    #[test]
+    fn what_others_wrote_voids_what_an_open_cut_short_had_seen() {
+        let end = RING - IO_ALIGN;
+        let head = Superblock {
+            pod: PodId([1; 16]),
+            device_uuid: [2; 16],
+            device_index: 0,
+            device_count: 3,
+            data_strips: 1,
+            parity_strips: 1,
+            strip_bytes: 1 << 16,
+            journal_bytes: RING,
+            device_bytes: 1 << 30,
+            generation: 5,
+            epoch: 4,
+            epoch_start: Lsn(11),
+            tail_position: end,
+            tail_lsn: Lsn(10),
+            tail_previous: 7,
+            id_limit: 1,
+            checkpoint: 0,
+            root: Location::HOLE,
+            root_places: Vec::new(),
+        };
+        let wrapped = place_batch(end, RING, RING);
+        assert_ne!(wrapped, end);
+        let mut found = Found::new();
+        found.insert(end, vec![batch(end, 3, 1)]);
+        let starts = epoch_starts(&found, &head);
+        let chain = walk_chain(std::mem::take(&mut found), &head, &starts);
+        assert_eq!(chain.len(), 1, "nobody wrote in epoch 4");
+        assert_eq!(chain[0].header.epoch, 3);
+
+        found.insert(end, vec![batch(end, 3, 1)]);
+        found.insert(wrapped, vec![batch(wrapped, 4, 2)]);
+        let starts = epoch_starts(&found, &head);
+        let chain = walk_chain(found, &head, &starts);
+        let epochs: Vec<u64> = chain.iter().map(|batch| batch.header.epoch).collect();
+        assert_eq!(epochs, [4], "what was acknowledged then");
+    }
 }
