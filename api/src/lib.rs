@@ -144,7 +144,8 @@ pub struct Pod {
     pub health: String,
     /// Devices that may still fail, all at once, without loss.
     pub can_lose: usize,
-    /// Segments, the units of erasure coding, with data in them.
+    /// Segments, the units of erasure coding, with data in them now or when the last checkpoint was
+    /// written, from which a crash would bring it back.
     #[serde(default)]
     pub segments: u64,
     /// Of them, with fewer strips in service than they should have: what a rebuild has left to do.

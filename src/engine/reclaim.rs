@@ -154,6 +154,10 @@ impl Mapper {
         }
         let weak = self.engine.pool.table.lock().weak_segments(&in_service, &usable);
         let Some((segment, left)) = weak else {
+            // Only then is nothing needed of the segments that were left.
+            if self.rebuild.is_some() {
+                self.write_checkpoint().await?;
+            }
             self.settled_on = Some((in_service, usable));
             self.tell_rebuilt();
             return Ok(false);

@@ -1,7 +1,7 @@
 //! Scrub: looking for damage in what nobody reads, from the first segment to the last.
 //!
 //! What is verified: both superblocks of each device in service, and every unit, data and parity
-//! alike, of every segment that had live blocks when the scrub began ([`crate::pool::scrub`]). What
+//! alike, of every segment that was needed when the scrub began ([`crate::pool::scrub`]). What
 //! came later was written and flushed a moment ago. The journal is not: what is in it is in RAM too,
 //! and in segments within half a minute.
 //!

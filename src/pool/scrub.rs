@@ -61,14 +61,14 @@ enum Verdict {
 }
 
 impl Pool {
-    /// The segments with live blocks, in order of id, and the bytes of their units on devices in
+    /// The segments that are needed, in order of id, and the bytes of their units on devices in
     /// service.
     #[must_use]
     pub fn live_segments(&self) -> Vec<(SegmentId, u64)> {
         let in_service = self.in_service();
         let table = self.table.lock();
-        let live = table.iter().filter(|segment| segment.entry.live_blocks > 0);
-        let mut segments: Vec<(SegmentId, u64)> = live
+        let needed = table.iter().filter(|segment| segment.is_needed());
+        let mut segments: Vec<(SegmentId, u64)> = needed
             .map(|segment| {
                 let units = segment.entry.rows * segment.strips_in_service(&in_service) as u64;
                 (segment.entry.id, units * UNIT_BYTES as u64)
@@ -78,14 +78,14 @@ impl Pool {
         segments
     }
 
-    /// Every unit of the segments with live blocks that is on a device in service: what a scrub
+    /// Every unit of the segments that are needed that is on a device in service: what a scrub
     /// covers, for a look at the devices from outside.
     #[must_use]
     pub fn live_units(&self) -> Vec<UnitPlace> {
         let table = self.table.lock();
-        let live = table.iter().filter(|segment| segment.entry.live_blocks > 0);
+        let needed = table.iter().filter(|segment| segment.is_needed());
         let mut units = Vec::new();
-        for entry in live.map(|segment| &segment.entry) {
+        for entry in needed.map(|segment| &segment.entry) {
             for (strip, place) in entry.places.iter().enumerate() {
                 let Some(place) = *place else { continue };
                 let device = usize::from(place.device);
@@ -103,7 +103,7 @@ impl Pool {
     }
 
     /// Verifies row `row` of a segment, and heals what is damaged. `None` if the segment is gone or
-    /// has no such row, or nothing in it is live any more.
+    /// has no such row, or nothing needs it any more.
     pub async fn scrub_row(&self, segment: SegmentId, row: u64) -> Option<Damage> {
         let mut lease = self.lease_row(segment, row)?;
         if planted(Bug::ScrubUnleased) {
@@ -133,8 +133,8 @@ impl Pool {
     fn lease_row(&self, segment: SegmentId, row: u64) -> Option<Lease<'_>> {
         let there = {
             let table = self.table.lock();
-            let entry = table.get(segment).map(|segment| &segment.entry);
-            entry.is_some_and(|entry| entry.live_blocks > 0 && row < entry.rows)
+            let segment = table.get(segment);
+            segment.is_some_and(|segment| segment.is_needed() && row < segment.entry.rows)
         };
         if there { self.lease(segment) } else { None }
     }

@@ -41,11 +41,19 @@ pub struct Segment {
     /// Some of it is beyond repair, so it cannot be emptied: not worth another try before the pod is
     /// opened again, perhaps with devices that are away now.
     pub damaged: bool,
+    /// Had live blocks that are gone since the last durable checkpoint, which still refers to them.
+    emptied: bool,
     /// Readers and healers in it; its regions are not reused meanwhile.
     leases: u32,
 }
 
 impl Segment {
+    /// Whether something refers to it: the maps, or what would be recovered after a crash.
+    #[must_use]
+    pub fn is_needed(&self) -> bool {
+        self.entry.live_blocks > 0 || self.emptied
+    }
+
     /// Estimate of the bytes of the records its live blocks are in: their share of all.
     #[must_use]
     pub fn live_bytes(&self) -> u64 {
@@ -70,6 +78,8 @@ pub struct SegmentTable {
     slots: Vec<Option<SegmentId>>,
     free_slots: BTreeSet<usize>,
     dirty_pages: BTreeSet<usize>,
+    /// Segments marked as emptied, those that are gone by now included.
+    emptied: Vec<SegmentId>,
     free_regions: Vec<BTreeSet<u32>>,
     pending_free: Vec<Segment>,
     regions_total: Vec<u64>,
@@ -90,6 +100,7 @@ impl SegmentTable {
             slots: Vec::new(),
             free_slots: BTreeSet::new(),
             dirty_pages: BTreeSet::new(),
+            emptied: Vec::new(),
             free_regions: regions.iter().map(free).collect(),
             pending_free: Vec::new(),
             regions_total: regions,
@@ -136,7 +147,8 @@ impl SegmentTable {
             self.free_slots.remove(&slot);
             self.slots[slot] = Some(entry.id);
         }
-        let segment = Segment { entry, slot, open: false, damaged: false, leases: 0 };
+        let segment =
+            Segment { entry, slot, open: false, damaged: false, emptied: false, leases: 0 };
         self.live_bytes += segment.live_bytes();
         self.census.came(&segment);
         self.segments.insert(segment.entry.id, segment);
@@ -251,7 +263,8 @@ impl SegmentTable {
             places,
         };
         let slot = (!metadata).then(|| self.take_slot(id));
-        let segment = Segment { entry, slot, open: true, damaged: false, leases: 0 };
+        let segment =
+            Segment { entry, slot, open: true, damaged: false, emptied: false, leases: 0 };
         self.census.came(&segment);
         self.segments.insert(id, segment);
         Some(id)
@@ -325,10 +338,11 @@ impl SegmentTable {
         self.census.metadata().iter().map(|id| &self.segments[id])
     }
 
-    /// How well the segments with live blocks are protected.
+    /// How well the segments that are needed are protected.
     #[must_use]
     pub fn redundancy(&mut self, in_service: &[bool]) -> Redundancy {
-        self.census.redundancy(self.segments.values(), self.geometry, in_service)
+        let segments = self.segments.values().chain(&self.pending_free);
+        self.census.redundancy(segments, self.geometry, in_service)
     }
 
     /// The closed segments with live blocks, but those known as damaged, that have fewer strips in
@@ -361,6 +375,10 @@ impl SegmentTable {
         };
         let (bytes_before, before) = (segment.live_bytes(), Phase::of(segment));
         change(segment);
+        if before.lives() && segment.entry.live_blocks == 0 && !segment.emptied {
+            segment.emptied = true;
+            self.emptied.push(id);
+        }
         self.live_bytes = self.live_bytes - bytes_before + segment.live_bytes();
         self.census.changed(segment, before);
         if let Some(slot) = segment.slot {
@@ -427,13 +445,28 @@ impl SegmentTable {
     pub fn retire_empty(&mut self) {
         while let Some(id) = self.census.empty().first() {
             let segment = self.segments.remove(id).expect("counted while it is in the table");
-            self.census.went(&segment);
+            self.census.retired(&segment);
             if let Some(slot) = segment.slot {
                 self.slots[slot] = None;
                 self.free_slots.insert(slot);
                 self.dirty_pages.insert(slot / PAGE_ENTRIES);
             }
             self.pending_free.push(segment);
+        }
+    }
+
+    /// A checkpoint that refers only to what lives now is durable.
+    pub fn forget_emptied(&mut self) {
+        for id in std::mem::take(&mut self.emptied) {
+            if let Some(segment) = self.segments.get_mut(&id) {
+                let before = Phase::of(segment);
+                segment.emptied = false;
+                self.census.changed(segment, before);
+            }
+        }
+        for segment in self.pending_free.iter_mut().filter(|segment| segment.emptied) {
+            self.census.freed(segment);
+            segment.emptied = false;
         }
     }
 
@@ -448,6 +481,7 @@ impl SegmentTable {
                 self.pending_free.insert(0, segment);
                 continue;
             }
+            self.census.freed(&segment);
             for place in segment.entry.places.iter().flatten() {
                 let device = usize::from(place.device);
                 if self.regions_total[device] > 0 {
@@ -597,6 +631,7 @@ mod tests {
         Live { segment: usize, blocks: u64 },
         Dead { segment: usize },
         Retire,
+        Checkpoint,
         Strip { device: usize },
         Damage { segment: usize },
         Look { in_service: [bool; 6] },
@@ -612,6 +647,7 @@ mod tests {
                 .prop_map(|(segment, blocks)| Step::Live { segment, blocks }),
             2 => (0..20_usize).prop_map(|segment| Step::Dead { segment }),
             1 => Just(Step::Retire),
+            1 => Just(Step::Checkpoint),
             1 => (0..6_usize).prop_map(|device| Step::Strip { device }),
             1 => (0..20_usize).prop_map(|segment| Step::Damage { segment }),
             4 => mostly().prop_map(|in_service| Step::Look { in_service }),
@@ -619,8 +655,9 @@ mod tests {
     }
 
     fn by_walking(table: &SegmentTable, in_service: &[bool]) -> Redundancy {
-        let live = table.iter().filter(|segment| segment.entry.live_blocks > 0);
-        let strips: Vec<_> = live.map(|segment| segment.strips_in_service(in_service)).collect();
+        let segments = table.iter().chain(&table.pending_free);
+        let needed = segments.filter(|segment| segment.is_needed());
+        let strips: Vec<_> = needed.map(|segment| segment.strips_in_service(in_service)).collect();
         Redundancy {
             strips_min: strips.iter().copied().min().unwrap_or(6),
             segments: strips.len() as u64,
@@ -670,8 +707,9 @@ mod tests {
                             table.remove_live(id, live);
                         }
                     }
-                    Step::Retire => {
-                        table.retire_empty();
+                    Step::Retire => table.retire_empty(),
+                    Step::Checkpoint => {
+                        table.forget_emptied();
                         table.free_retired(table.retired());
                     }
                     Step::Strip { device } => table.strip_device(device),
@@ -696,6 +734,23 @@ mod tests {
                 prop_assert!(table.metadata().map(ids).eq(metadata.into_iter().map(ids)));
             }
         }
+    }
+
+    #[test]
+    fn what_was_emptied_is_needed_until_a_checkpoint_says_otherwise() {
+        let mut table = table();
+        let id = table.allocate(false, &[true, true, true, true, true, false]).expect("room");
+        table.rows_written(id, 1, 8, 8 << 12);
+        table.add_live(id, 8);
+        table.close(id);
+        let degraded = |table: &mut SegmentTable| table.redundancy(&[true; 6]).degraded;
+        assert_eq!(degraded(&mut table), 1);
+        table.remove_live(id, 8);
+        assert_eq!(degraded(&mut table), 1, "a crash brings it back");
+        table.retire_empty();
+        assert_eq!(degraded(&mut table), 1, "still");
+        table.forget_emptied();
+        assert_eq!(degraded(&mut table), 0);
     }
 
     #[test]

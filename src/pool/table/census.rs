@@ -11,7 +11,8 @@ use super::Geometry;
 use super::Segment;
 use crate::units::SegmentId;
 
-/// How well the segments with live blocks are protected.
+/// How well the segments that are needed are protected: those with live blocks, and those that had
+/// some when the last checkpoint was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Redundancy {
     /// Fewest strips in service that any of them has; all, if there is none.
@@ -29,11 +30,19 @@ pub(super) struct Phase {
     open: bool,
     /// It has live blocks.
     lives: bool,
+    /// See [`Segment::is_needed`].
+    needed: bool,
 }
 
 impl Phase {
     pub(super) fn of(segment: &Segment) -> Self {
-        Self { open: segment.open, lives: segment.entry.live_blocks > 0 }
+        let lives = segment.entry.live_blocks > 0;
+        Self { open: segment.open, lives, needed: segment.is_needed() }
+    }
+
+    /// Whether it has live blocks.
+    pub(super) fn lives(self) -> bool {
+        self.lives
     }
 }
 
@@ -50,7 +59,7 @@ pub(super) struct Census {
     weak: Option<Weak>,
 }
 
-/// The segments with live blocks, counted by how many of their strips are in service.
+/// The segments that are needed, counted by how many of their strips are in service.
 struct Protection {
     /// The devices it was counted for.
     in_service: Vec<bool>,
@@ -83,6 +92,19 @@ impl Census {
     pub(super) fn went(&mut self, segment: &Segment) {
         self.metadata.remove(&segment.entry.id);
         self.count(segment, Phase::of(segment), -1);
+    }
+
+    /// The table has it no more, and its regions wait for a checkpoint.
+    pub(super) fn retired(&mut self, segment: &Segment) {
+        self.metadata.remove(&segment.entry.id);
+        put(&mut self.empty, segment.entry.id, false);
+    }
+
+    /// Its regions wait no more, or no checkpoint refers to it any more.
+    pub(super) fn freed(&mut self, segment: &Segment) {
+        if let Some(protection) = self.protection.as_mut().filter(|_| segment.is_needed()) {
+            protection.count(segment, -1);
+        }
     }
 
     /// The segment may have left the phase it was in.
@@ -136,14 +158,14 @@ impl Census {
     }
 
     fn count(&mut self, segment: &Segment, phase: Phase, change: i64) {
+        if let Some(protection) = self.protection.as_mut().filter(|_| phase.needed) {
+            protection.count(segment, change);
+        }
         match (phase.open, phase.lives) {
-            (true, false) => {}
+            (true, _) => {}
             (false, false) => put(&mut self.empty, segment.entry.id, change > 0),
-            (open, true) => {
-                if let Some(protection) = &mut self.protection {
-                    protection.count(segment, change);
-                }
-                if let Some(weak) = self.weak.as_mut().filter(|weak| !open && weak.is(segment)) {
+            (false, true) => {
+                if let Some(weak) = self.weak.as_mut().filter(|weak| weak.is(segment)) {
                     put(&mut weak.segments, segment.entry.id, change > 0);
                 }
             }
@@ -164,7 +186,7 @@ impl Protection {
     ) -> Self {
         let by_strips = vec![0; geometry.strips() + 1];
         let mut counted = Self { in_service: in_service.to_vec(), segments: by_strips };
-        segments.filter(|segment| Phase::of(segment).lives).for_each(|segment| {
+        segments.filter(|segment| segment.is_needed()).for_each(|segment| {
             counted.count(segment, 1);
         });
         counted
@@ -194,8 +216,7 @@ impl Weak {
         let wanted = count.min(geometry.strips());
         let (in_service, usable) = (in_service.to_vec(), usable.to_vec());
         let mut known = Self { in_service, usable, wanted, segments: BTreeSet::new() };
-        let closed =
-            segments.filter(|segment| Phase::of(segment) == Phase { open: false, lives: true });
+        let closed = segments.filter(|segment| !segment.open && Phase::of(segment).lives);
         known.segments = closed.filter(|segment| known.is(segment)).map(|s| s.entry.id).collect();
         known
     }
