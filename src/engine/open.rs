@@ -203,7 +203,7 @@ impl Engine {
         for device in &joined {
             pool.table.lock().strip_device(*device);
         }
-        let mut recovered = recovery::recover(&pool, &head).await?;
+        let mut recovered = recovery::recover(&pool, &head, loaded.cut).await?;
         recovered.records.retain(|record| record.header.lsn > loaded.cut);
         // Before anything is written: another build can still open the pod as it is.
         let changes = recovered.records.iter();

@@ -77,12 +77,12 @@ pub(super) struct Recovered {
     batches: Vec<FoundBatch>,
 }
 
-/// Reads all rings and finds the journal's end.
+/// Reads all rings and finds the journal's end. The checkpoint holds the entries up to `cut`.
 ///
 /// # Errors
 /// `Corrupt` if entries that were durable are missing or do not decode, `InvalidRequest` for two
 /// halves of a pod that went on without each other.
-pub(super) async fn recover(pool: &Pool, head: &Superblock) -> Result<Recovered> {
+pub(super) async fn recover(pool: &Pool, head: &Superblock, cut: Lsn) -> Result<Recovered> {
     let scans = pool.members.iter().filter(|member| member.in_service());
     let scans = scans.map(|member| scan_ring(member, pool, head));
     let mut found = Found::new();
@@ -93,12 +93,12 @@ pub(super) async fn recover(pool: &Pool, head: &Superblock) -> Result<Recovered>
     }
     refuse_two_halves(pool, &found)?;
     let starts = epoch_starts(&found, head);
-    let durable_stamp = highest_stamp(&found, &starts);
+    let durable = highest_stamp(&found, &starts).max(durable_beyond(cut, head));
     let chain = walk_chain(found, head, &starts);
     let next_lsn = chain.last().map_or(head.tail_lsn, |batch| batch.header.next_lsn());
-    if durable_stamp >= next_lsn && !planted(Bug::GapTakenForEnd) {
+    if durable >= next_lsn && !planted(Bug::GapTakenForEnd) {
         return Err(Error::new(ErrorKind::Corrupt, "replay journal").context(format_args!(
-            "entries {next_lsn} to {durable_stamp} were acknowledged and are on no readable \
+            "entries {next_lsn} to {durable} were acknowledged and are on no readable \
              device; attach the missing devices and start again"
         )));
     }
@@ -311,6 +311,12 @@ fn highest_stamp(found: &Found, starts: &BTreeMap<u64, Lsn>) -> Lsn {
     found.values().flatten().map(|batch| counted(&batch.header)).max().unwrap_or_default()
 }
 
+/// The last entry that the checkpoint proves durable beyond its own, if any: where it ends in the
+/// middle of a batch the tail is that batch, and a batch is durable as a whole.
+fn durable_beyond(cut: Lsn, head: &Superblock) -> Lsn {
+    if head.tail_lsn <= cut { cut.next() } else { Lsn::default() }
+}
+
 fn decode_batch(pod: PodId, batch: &FoundBatch, records: &mut Vec<ReplayRecord>) -> Result<()> {
     let damaged = |what: &dyn std::fmt::Display| {
         Error::new(ErrorKind::Corrupt, "replay journal")
@@ -463,12 +469,8 @@ mod tests {
         FoundBatch { header, bytes: Bytes::new(), devices: vec![0] }
     }
 
-    /// An entry of epoch 3 was on few devices, which then were told of epoch 4 beyond it, alone. The
-    /// others began epoch 4 before it. Their batch was too long for the rest of the ring.
-    #[test]
-    fn what_others_wrote_voids_what_an_open_cut_short_had_seen() {
-        let end = RING - IO_ALIGN;
-        let head = Superblock {
+    fn head(tail_position: u64) -> Superblock {
+        Superblock {
             pod: PodId([1; 16]),
             device_uuid: [2; 16],
             device_index: 0,
@@ -481,14 +483,30 @@ mod tests {
             generation: 5,
             epoch: 4,
             epoch_start: Lsn(11),
-            tail_position: end,
+            tail_position,
             tail_lsn: Lsn(10),
             tail_previous: 7,
             id_limit: 1,
             checkpoint: 0,
             root: Location::HOLE,
             root_places: Vec::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_ends_within_a_batch_proves_it_durable() {
+        let head = head(0);
+        assert_eq!(durable_beyond(Lsn(9), &head), Lsn(0), "the tail's batch may never have been");
+        assert_eq!(durable_beyond(Lsn(10), &head), Lsn(11));
+        assert_eq!(durable_beyond(Lsn(12), &head), Lsn(13), "another entry follows for certain");
+    }
+
+    /// An entry of epoch 3 was on few devices, which then were told of epoch 4 beyond it, alone. The
+    /// others began epoch 4 before it. Their batch was too long for the rest of the ring.
+    #[test]
+    fn what_others_wrote_voids_what_an_open_cut_short_had_seen() {
+        let end = RING - IO_ALIGN;
+        let head = head(end);
         let wrapped = place_batch(end, RING, RING);
         assert_ne!(wrapped, end);
         let mut found = Found::new();
