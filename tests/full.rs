@@ -467,3 +467,42 @@ fn who_writes_while_a_large_trim_of_a_full_pod_is_cleared_waits_and_is_not_refus
         assert!(damage.is_none(), "what a trim covers is not lost: {damage:?}");
     });
 }
+
+/// Zeroes are refused to nobody, but that they are allocated has to be written down: 64 MiB of them at
+/// a time here, in a part of the map that is new each time.
+#[test]
+fn zeroes_that_a_full_pod_has_no_room_to_call_allocated_are_holes() {
+    const AT_A_TIME: u64 = 64 * MIB;
+    const VOLUME_BYTES: u64 = 256 << 30;
+    to_the_end(async |own| {
+        let disks = disks(6);
+        let (pod, full) = pod(&own, &disks, &WIDE).await;
+        let spec = VolumeSpec {
+            name: "thin".into(),
+            size_bytes: VOLUME_BYTES,
+            logical_block_bytes: 4096,
+            read_only: false,
+        };
+        pod.create_volume(spec).await.expect("created");
+        let thin = pod.find("thin").expect("there");
+        let mut written = 0;
+        while let Ok(()) = write(&full, written).await {
+            written += 1;
+        }
+        for offset in (0..VOLUME_BYTES).step_by(usize::try_from(AT_A_TIME).expect("small")) {
+            let zero = Arc::clone(&thin).zero(offset, AT_A_TIME, ZeroMode::KeepAllocated);
+            zero.await.expect("zeroed");
+        }
+        // A stop would be one too, but here more is to come.
+        own.sleep(Duration::from_secs(60)).await;
+        Arc::clone(&full).zero(0, 512 * MIB, ZeroMode::Trim).await.expect("trimmed");
+        let begun = own.now();
+        for part in 0..written / 2 {
+            while write(&full, part).await.is_err() {
+                assert!(own.now() - begun < Duration::from_secs(60), "no room comes back");
+                own.sleep(Duration::from_millis(100)).await;
+            }
+        }
+        pod.close().await.expect("closed");
+    });
+}

@@ -316,8 +316,8 @@ impl Engine {
         if layer.is_none() && header.kind != RecordKind::CatalogChange {
             return; // Its volume was deleted: no layer owns it any more.
         }
-        let promise =
-            (header.kind == RecordKind::Data).then(|| self.space.hold(room_for(header.stride())));
+        let bytes = room_for(&header);
+        let promise = (bytes > 0).then(|| self.space.hold(bytes));
         let ReplayRecord { payload, number, .. } = record;
         self.make_visible(&[Arc::new(BufferedRecord { header, payload, layer, promise, number })]);
     }

@@ -15,8 +15,15 @@ use tokio::sync::Notify;
 
 use crate::canary::Bug;
 use crate::canary::planted;
+use crate::format::node::NODE_ENTRIES;
+use crate::format::record::RecordHeader;
+use crate::format::record::RecordKind;
 use crate::format::unit::UNIT_BODY_BYTES;
 use crate::units::bytes_u64;
+
+/// What a leaf of the map that says which blocks are zero takes, header and all: 512 times one of
+/// two values, compressed.
+const ZEROED_LEAF_BYTES: u64 = 256;
 
 /// What the mapper last knew of the pool, and what is promised.
 #[derive(Default)]
@@ -86,10 +93,22 @@ pub struct Levels {
     pub clearing: bool,
 }
 
+/// What a record is going to take of segments.
+#[must_use]
+pub fn room_for(header: &RecordHeader) -> u64 {
+    match header.kind {
+        RecordKind::Data => share_of_unit(header.stride()),
+        RecordKind::Zero if header.keep_allocated => {
+            let leaf = NODE_ENTRIES as u64;
+            (header.lba.0 % leaf + header.blocks).div_ceil(leaf) * ZEROED_LEAF_BYTES
+        }
+        _ => 0,
+    }
+}
+
 /// What records of this length take of segments, each: a unit holds a whole number of them. Of 16
 /// KiB that do not compress it holds three.
-#[must_use]
-pub fn room_for(stride: u64) -> u64 {
+fn share_of_unit(stride: u64) -> u64 {
     let unit = bytes_u64(UNIT_BODY_BYTES);
     unit / (unit / stride).max(1)
 }

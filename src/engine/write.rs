@@ -131,21 +131,34 @@ impl Engine {
         timed(&self.env, Stage::Journal, self.append(entry)).await.map(drop)
     }
 
-    /// Gets room for every record that will occupy any: for all at once, as entries that each hold
-    /// a part could wait for one another.
+    /// Gets room for every record that will occupy any: for all data at once, as entries that each
+    /// hold a part could wait for one another.
     async fn promise_all(&self, records: Vec<(RecordHeader, Bytes)>) -> Result<Vec<NewRecord>> {
-        let occupied = |header: &RecordHeader| match header.kind {
-            RecordKind::Data => room_for(header.stride()),
-            _ => 0,
-        };
-        let bytes = records.iter().map(|(header, _)| occupied(header)).sum();
-        let mut promise = if bytes > 0 { Some(self.promise(bytes).await?) } else { None };
-        let promised = records.into_iter().map(|(header, payload)| {
-            let bytes = occupied(&header);
-            let promise = promise.as_mut().filter(|_| bytes > 0).map(|all| all.split(bytes));
+        let data = records.iter().map(|(header, _)| header).filter(|h| h.kind == RecordKind::Data);
+        let bytes = data.map(room_for).sum();
+        let mut all = if bytes > 0 { Some(self.promise(bytes).await?) } else { None };
+        let promised = records.into_iter().map(|(mut header, payload)| {
+            let promise = match header.kind {
+                RecordKind::Data => all.as_mut().map(|all| all.split(room_for(&header))),
+                _ => self.promise_zeroes(&mut header),
+            };
             NewRecord { header, payload, promise }
         });
         Ok(promised.collect())
+    }
+
+    /// Gets room for the map to say which blocks are zero and allocated. Without any they become
+    /// holes, which need none and read the same.
+    fn promise_zeroes(&self, header: &mut RecordHeader) -> Option<Promise> {
+        let bytes = room_for(header);
+        if bytes == 0 {
+            return None;
+        }
+        if let Admission::Granted(promise) = self.space.admit(bytes) {
+            return Some(promise);
+        }
+        header.keep_allocated = false;
+        None
     }
 
     async fn promise(&self, bytes: u64) -> Result<Promise> {
