@@ -169,7 +169,7 @@ impl Client {
     fn request(&mut self, request: Request, payload: &Bytes) {
         let mut out = Outbox::default();
         if let Some(work) = self.session.execute(request, payload.clone(), &mut out) {
-            assert!(out.is_empty(), "one reply only");
+            assert!(out.gather.is_empty(), "one reply only");
             let completed = work.now_or_never().expect("memory answers at once");
             self.session.complete(completed, &mut out);
         }
@@ -223,8 +223,9 @@ impl Client {
 
 fn flat(out: &mut Outbox) -> Vec<u8> {
     let mut bytes = Vec::new();
-    while !out.is_empty() {
+    while !out.gather.is_empty() {
         let sent: usize = out
+            .gather
             .slices()
             .iter()
             .map(|slice| {
@@ -232,7 +233,7 @@ fn flat(out: &mut Outbox) -> Vec<u8> {
                 slice.len()
             })
             .sum();
-        out.sent(sent);
+        out.gather.sent(sent);
     }
     bytes
 }

@@ -332,11 +332,11 @@ impl Host {
 
 fn flat(out: &mut Outbox) -> Vec<u8> {
     let mut bytes = Vec::new();
-    while !out.is_empty() {
-        let slices = out.slices();
+    while !out.gather.is_empty() {
+        let slices = out.gather.slices();
         let sent = slices.iter().map(|slice| slice.len()).sum();
         slices.iter().for_each(|slice| bytes.extend_from_slice(slice));
-        out.sent(sent);
+        out.gather.sent(sent);
     }
     bytes
 }

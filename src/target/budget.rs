@@ -33,6 +33,7 @@ use tokio::time::sleep;
 use weft_api::InFlightStats;
 
 use crate::target::gather::BATCH_BYTES;
+use crate::target::gather::Gather;
 use crate::units::bytes_u64;
 use crate::volume::READ_BYTES_MIN;
 
@@ -302,6 +303,16 @@ impl Share {
             self.budget.give_back(self.taken - needed);
             self.taken = needed;
         }
+    }
+
+    /// The same with what waits in `out`, which is part of `held`. It may keep more alive than its
+    /// bytes: that is counted too, or let go if there is no room for it. So it costs those nothing
+    /// whose answers leave at once.
+    pub fn settle_with(&mut self, held: u64, out: &mut Gather) {
+        if out.kept_bytes() > 0 && !self.try_room(held, out.kept_bytes()) {
+            out.copy_short();
+        }
+        self.settle(held + out.kept_bytes());
     }
 
     /// Takes note that the host has sent or taken so many bytes.

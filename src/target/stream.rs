@@ -24,6 +24,8 @@ use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 use tokio_rustls::server::TlsStream;
 
+use crate::target::gather::Gather;
+
 /// Idle time after which TCP asks whether the client still lives, so that vanished clients do not
 /// hold connections for ever. Arbitrary; a lab switch reboots in less.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
@@ -51,6 +53,35 @@ pub trait ByteStream {
 
     /// Tells the client that nothing more comes.
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+/// Sends as much of `out` as the stream takes, and flushes it once all has left; `unflushed` says
+/// whether the stream may still hold any of it back. Returns how many bytes it took.
+///
+/// # Errors
+/// The stream's.
+pub fn send(
+    stream: &mut impl ByteStream,
+    cx: &mut Context<'_>,
+    out: &mut Gather,
+    unflushed: &mut bool,
+) -> io::Result<usize> {
+    let mut sent = 0;
+    while !out.is_empty() {
+        let Poll::Ready(bytes) = stream.poll_send(cx, &out.slices()) else { return Ok(sent) };
+        let bytes = bytes?;
+        if bytes == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        out.sent(bytes);
+        sent += bytes;
+        *unflushed = true;
+    }
+    if *unflushed && let Poll::Ready(flushed) = stream.poll_flush(cx) {
+        flushed?;
+        *unflushed = false;
+    }
+    Ok(sent)
 }
 
 /// A connected client.

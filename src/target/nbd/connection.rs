@@ -39,6 +39,7 @@ use crate::target::nbd::session::Session;
 use crate::target::nbd::wire::Command;
 use crate::target::nbd::wire::Request;
 use crate::target::stream::ByteStream;
+use crate::target::stream::send;
 
 /// Receive buffer of a connection that is busy (runtime.md).
 const RECEIVE_BYTES_MAX: usize = 512 * 1024;
@@ -144,7 +145,7 @@ impl<S: ByteStream> Connection<S> {
         if let Poll::Ready(end) = self.poll_turns(cx) {
             return Poll::Ready(end);
         }
-        let owes = !self.out.is_empty() || self.framing.payload_bytes() > 0;
+        let owes = !self.out.gather.is_empty() || self.framing.payload_bytes() > 0;
         self.share.poll_stalled(cx, owes).map(|()| End::Stalled)
     }
 
@@ -178,22 +179,22 @@ impl<S: ByteStream> Connection<S> {
 
     fn finished(&self) -> bool {
         let no_more = self.input_ended || self.session.ending();
-        no_more && self.in_flight.is_empty() && self.out.is_empty() && !self.unflushed
+        no_more && self.in_flight.is_empty() && self.out.gather.is_empty() && !self.unflushed
     }
 
     /// One round.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Turn, End> {
         let completed = self.take_completed(cx);
         let taken = self.take_requests(cx)?;
-        let full = taken.full || self.out.is_full();
+        let full = taken.full || self.out.gather.is_full();
         let sent = self.send(cx)?;
-        self.settle();
+        self.share.settle_with(self.held_bytes(), &mut self.out.gather);
         Ok(Turn { moved: completed || taken.moved || sent, full })
     }
 
     fn take_completed(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
-        while !self.out.is_full() {
+        while !self.out.gather.is_full() {
             let Poll::Ready(Some(completed)) = self.in_flight.poll_next_unpin(cx) else {
                 break;
             };
@@ -204,26 +205,15 @@ impl<S: ByteStream> Connection<S> {
         moved
     }
 
-    /// Gives back what is not needed. What stays in the outbox may keep more alive than its bytes: that
-    /// is counted too, or let go if there is no room for it. So it costs those nothing whose answers
-    /// leave at once.
-    fn settle(&mut self) {
-        let held = self.held_bytes();
-        if self.out.kept_bytes() > 0 && !self.share.try_room(held, self.out.kept_bytes()) {
-            self.out.copy_short();
-        }
-        self.share.settle(held + self.out.kept_bytes());
-    }
-
     /// Memory that requests take, from their first byte until their reply is sent.
     fn held_bytes(&self) -> u64 {
-        self.in_flight_bytes + self.framing.payload_bytes() + self.out.bytes()
+        self.in_flight_bytes + self.framing.payload_bytes() + self.out.gather.bytes()
     }
 
     /// Whether another request may be taken now.
     fn admits(&self) -> bool {
         !self.input_ended
-            && !self.out.is_full()
+            && !self.out.gather.is_full()
             && self.in_flight.len() < self.limits.requests_max
             && self.in_flight_bytes < self.limits.bytes_max
     }
@@ -331,34 +321,16 @@ impl<S: ByteStream> Connection<S> {
         }
         let ready = Instant::now();
         let moved = self.send_all(cx)?;
-        if self.out.is_empty() && !self.unflushed {
+        if self.out.gather.is_empty() && !self.unflushed {
             self.session.timing().sent(ready, Instant::now());
         }
         Ok(moved)
     }
 
     fn send_all(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let mut moved = false;
-        while !self.out.is_empty() {
-            match self.stream.poll_send(cx, &self.out.slices()) {
-                Poll::Pending => return Ok(moved),
-                Poll::Ready(Ok(0)) => return Err(End::Io(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(sent)) => {
-                    self.share.moved(sent);
-                    self.out.sent(sent);
-                }
-                Poll::Ready(Err(error)) => return Err(End::Io(error)),
-            }
-            moved = true;
-            self.unflushed = true;
-        }
-        if self.unflushed {
-            match self.stream.poll_flush(cx) {
-                Poll::Pending => return Ok(moved),
-                Poll::Ready(Err(error)) => return Err(End::Io(error)),
-                Poll::Ready(Ok(())) => self.unflushed = false,
-            }
-        }
-        Ok(moved)
+        let sent = send(&mut self.stream, cx, &mut self.out.gather, &mut self.unflushed);
+        let sent = sent.map_err(End::Io)?;
+        self.share.moved(sent);
+        Ok(sent > 0)
     }
 }

@@ -3,8 +3,6 @@
 //! Each method appends one whole message, so bytes of two messages never mix. (proto.md, "Simple
 //! reply message", "Structured reply chunk message".)
 
-use std::io::IoSlice;
-
 use crate::target::gather::Gather;
 use crate::target::nbd::options::BASE_ALLOCATION_ID;
 use crate::target::nbd::status::NbdError;
@@ -26,50 +24,11 @@ const ERROR_TEXT_BYTES_MAX: usize = 256;
 /// The replies of one connection.
 #[derive(Default)]
 pub struct Outbox {
-    gather: Gather,
+    /// Whole messages.
+    pub gather: Gather,
 }
 
 impl Outbox {
-    /// Whether everything was sent.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.gather.is_empty()
-    }
-
-    /// Whether it is time to send before taking more requests.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.gather.is_full()
-    }
-
-    /// Bytes not yet sent.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.gather.bytes()
-    }
-
-    /// See [`Gather::kept_bytes`].
-    #[must_use]
-    pub fn kept_bytes(&self) -> u64 {
-        self.gather.kept_bytes()
-    }
-
-    /// See [`Gather::copy_short`].
-    pub fn copy_short(&mut self) {
-        self.gather.copy_short();
-    }
-
-    /// The next bytes to send, as many vectors as one send takes.
-    #[must_use]
-    pub fn slices(&self) -> Vec<IoSlice<'_>> {
-        self.gather.slices()
-    }
-
-    /// Takes note that the first `sent` bytes left.
-    pub fn sent(&mut self, sent: usize) {
-        self.gather.sent(sent);
-    }
-
     /// Replies that a request succeeded and has no data to return.
     pub fn done(&mut self, dialect: Dialect, tag: Tag) {
         self.gather.head(|heads| match dialect {
@@ -202,12 +161,13 @@ mod tests {
 
     fn drain(out: &mut Outbox, step: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
-        while !out.is_empty() {
-            let flat: Vec<u8> = out.slices().iter().flat_map(|slice| slice.to_vec()).collect();
+        while !out.gather.is_empty() {
+            let flat: Vec<u8> =
+                out.gather.slices().iter().flat_map(|slice| slice.to_vec()).collect();
             assert!(!flat.is_empty());
             let sent = flat.len().min(step);
             bytes.extend_from_slice(&flat[..sent]);
-            out.sent(sent);
+            out.gather.sent(sent);
         }
         bytes
     }

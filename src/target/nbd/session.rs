@@ -524,7 +524,8 @@ mod tests {
                 event => panic!("{event:?}"),
             }
             assert!(input.is_empty(), "the payload is consumed");
-            let sent: Vec<u8> = out.slices().iter().flat_map(|slice| slice.to_vec()).collect();
+            let sent: Vec<u8> =
+                out.gather.slices().iter().flat_map(|slice| slice.to_vec()).collect();
             self.parse(&sent)
         }
 

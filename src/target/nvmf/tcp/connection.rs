@@ -56,6 +56,7 @@ use crate::target::nvmf::tcp::wire::fatal;
 use crate::target::nvmf::wire::Sgl;
 use crate::target::nvmf::wire::Sqe;
 use crate::target::stream::ByteStream;
+use crate::target::stream::send;
 use crate::units::bytes_u64;
 
 /// Receive buffer of a connection that is busy (runtime.md).
@@ -203,7 +204,7 @@ impl<S: ByteStream> Connection<S> {
         if served.is_ready() {
             return served;
         }
-        let owes = !self.out.is_empty() || self.framing.has_open_transfers();
+        let owes = !self.out.gather.is_empty() || self.framing.has_open_transfers();
         self.share.poll_stalled(cx, owes).map(|()| End::Stalled)
     }
 
@@ -256,13 +257,16 @@ impl<S: ByteStream> Connection<S> {
     fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.send(cx) {
             Err(End::Io(error)) => Poll::Ready(Err(error)),
-            Ok(_) | Err(_) if self.out.is_empty() && !self.unflushed => Poll::Ready(Ok(())),
+            Ok(_) | Err(_) if self.out.gather.is_empty() && !self.unflushed => Poll::Ready(Ok(())),
             Ok(_) | Err(_) => Poll::Pending,
         }
     }
 
     fn finished(&self) -> bool {
-        self.input_ended && self.in_flight.is_empty() && self.out.is_empty() && !self.unflushed
+        self.input_ended
+            && self.in_flight.is_empty()
+            && self.out.gather.is_empty()
+            && !self.unflushed
     }
 
     /// One round.
@@ -274,18 +278,18 @@ impl<S: ByteStream> Connection<S> {
             // The host learns why, and no more.
             self.stop();
         }
-        let full = taken.full || self.out.is_full();
+        let full = taken.full || self.out.gather.is_full();
         let sent = self.send(cx)?;
         if !self.waits_for_room {
             self.share.give_up();
         }
-        self.settle();
+        self.share.settle_with(self.held_bytes(), &mut self.out.gather);
         Ok(Turn { moved: completed || taken.moved || sent, full })
     }
 
     fn take_completed(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
-        while !self.out.is_full() {
+        while !self.out.gather.is_full() {
             let Poll::Ready(Some((completed, cost_bytes))) = self.in_flight.poll_next_unpin(cx)
             else {
                 break;
@@ -302,7 +306,10 @@ impl<S: ByteStream> Connection<S> {
         let mut moved = false;
         let mut received = false;
         let mut events = 0;
-        while events < BATCH_EVENTS && !self.input_ended && !self.out.is_full() && self.may_take(cx)
+        while events < BATCH_EVENTS
+            && !self.input_ended
+            && !self.out.gather.is_full()
+            && self.may_take(cx)
         {
             let mut input = self.buffer.get(self.parsed..).unwrap_or_default();
             let before = input.len();
@@ -375,20 +382,9 @@ impl<S: ByteStream> Connection<S> {
         Ok(())
     }
 
-    /// Gives back what is not needed. What stays in the outbox may keep more alive than its bytes: that
-    /// is counted too, or let go if there is no room for it. So it costs those nothing whose answers
-    /// leave at once.
-    fn settle(&mut self) {
-        let held = self.held_bytes();
-        if self.out.kept_bytes() > 0 && !self.share.try_room(held, self.out.kept_bytes()) {
-            self.out.copy_short();
-        }
-        self.share.settle(held + self.out.kept_bytes());
-    }
-
     /// Memory that commands take, from the first byte of their data until their answer is sent.
     fn held_bytes(&self) -> u64 {
-        self.busy_bytes + self.waiting_bytes + self.out.bytes()
+        self.busy_bytes + self.waiting_bytes + self.out.gather.bytes()
     }
 
     /// Whether the next event may be taken, which may bring data in a capsule.
@@ -412,7 +408,7 @@ impl<S: ByteStream> Connection<S> {
 
     fn begin_waiting(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
-        while !self.out.is_full() {
+        while !self.out.gather.is_full() {
             let Some(command) = self.waiting.front().filter(|command| self.has_room(command))
             else {
                 break;
@@ -523,34 +519,16 @@ impl<S: ByteStream> Connection<S> {
         }
         let ready = Instant::now();
         let moved = self.send_all(cx)?;
-        if self.out.is_empty() && !self.unflushed {
+        if self.out.gather.is_empty() && !self.unflushed {
             self.queue.timing().sent(ready, Instant::now());
         }
         Ok(moved)
     }
 
     fn send_all(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let mut moved = false;
-        while !self.out.is_empty() {
-            match self.stream.poll_send(cx, &self.out.slices()) {
-                Poll::Pending => return Ok(moved),
-                Poll::Ready(Ok(0)) => return Err(End::Io(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(sent)) => {
-                    self.share.moved(sent);
-                    self.out.sent(sent);
-                }
-                Poll::Ready(Err(error)) => return Err(End::Io(error)),
-            }
-            moved = true;
-            self.unflushed = true;
-        }
-        if self.unflushed {
-            match self.stream.poll_flush(cx) {
-                Poll::Pending => return Ok(moved),
-                Poll::Ready(Err(error)) => return Err(End::Io(error)),
-                Poll::Ready(Ok(())) => self.unflushed = false,
-            }
-        }
-        Ok(moved)
+        let sent = send(&mut self.stream, cx, &mut self.out.gather, &mut self.unflushed);
+        let sent = sent.map_err(End::Io)?;
+        self.share.moved(sent);
+        Ok(sent > 0)
     }
 }

@@ -4,8 +4,6 @@
 //! that is for queues without flow control (NVMe/TCP 1.0, 3.3.1.2); every host takes it, and other
 //! targets send it to all.
 
-use std::io::IoSlice;
-
 use crate::target::gather::Gather;
 use crate::target::nvmf::tcp::framing::H2C_BYTES_MAX;
 use crate::target::nvmf::tcp::wire;
@@ -21,53 +19,14 @@ static ZEROES: [u8; 4096] = [0; 4096];
 /// The answers of one connection.
 #[derive(Default)]
 pub struct Outbox {
-    gather: Gather,
+    /// Whole messages.
+    pub gather: Gather,
     agreed: Agreed,
     /// Commands answered since [`Outbox::take_answered`].
     answered: usize,
 }
 
 impl Outbox {
-    /// Whether everything was sent.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.gather.is_empty()
-    }
-
-    /// Whether it is time to send before taking more commands.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.gather.is_full()
-    }
-
-    /// Bytes not yet sent.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.gather.bytes()
-    }
-
-    /// See [`Gather::kept_bytes`].
-    #[must_use]
-    pub fn kept_bytes(&self) -> u64 {
-        self.gather.kept_bytes()
-    }
-
-    /// See [`Gather::copy_short`].
-    pub fn copy_short(&mut self) {
-        self.gather.copy_short();
-    }
-
-    /// The next bytes to send, as many vectors as one send takes.
-    #[must_use]
-    pub fn slices(&self) -> Vec<IoSlice<'_>> {
-        self.gather.slices()
-    }
-
-    /// Takes note that the first `sent` bytes left.
-    pub fn sent(&mut self, sent: usize) {
-        self.gather.sent(sent);
-    }
-
     /// How many commands are no longer outstanding since the last call.
     pub fn take_answered(&mut self) -> usize {
         std::mem::take(&mut self.answered)
