@@ -68,10 +68,10 @@ async fn serve(config: Config, console: Option<weft_tui::Options>) -> Result<(),
         Some(options) => until_left(options, &mut signals, &node).await?,
         None => signals.until_stop(&node).await,
     };
-    tracing::info!(signal = name, "stopping; once more stops at once");
+    tracing::info!(signal = name, "stopping; SIGINT or SIGTERM stops at once");
     notify("STOPPING=1");
     let hard_stop = tokio::spawn(async move {
-        let name = signals.next_stop().await;
+        let name = signals.next_of_intent().await;
         tracing::warn!(signal = name, "stopped at once; nothing acknowledged is lost");
         std::process::exit(STOPPED_HARD);
     });
@@ -155,16 +155,18 @@ impl Signals {
         }
     }
 
-    /// Waits for the next that is to stop the node, and returns its name.
-    async fn next_stop(&mut self) -> &'static str {
-        loop {
-            if let Told::Stop(name) = self.next().await {
-                return name;
-            }
+    /// Waits for the next that somebody meant, and returns its name. SIGHUP may be nobody's: when a
+    /// terminal is closed, the shell sends one and the kernel another.
+    async fn next_of_intent(&mut self) -> &'static str {
+        tokio::select! {
+            biased;
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
         }
     }
 
-    /// The same while the node runs, which does meanwhile what the others ask for.
+    /// Waits for the next that is to stop a node that runs, which meanwhile does what the others ask
+    /// for.
     async fn until_stop(&mut self, node: &Node) -> &'static str {
         loop {
             match self.next().await {
@@ -178,4 +180,30 @@ impl Signals {
 
 fn failure(op: &str, error: &io::Error) -> Failure {
     Failure { code: FAILED, message: format!("{op}: {error}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process;
+    use rustix::process::getpid;
+    use rustix::process::kill_process;
+
+    use super::*;
+
+    #[test]
+    fn a_terminal_that_is_closed_stops_a_node_and_does_not_stop_it_at_once() {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("runtime").block_on(async {
+            let Ok(mut signals) = Signals::listen() else { panic!("signals can be listened for") };
+            signals.on_terminal = true;
+            let send = |signal| kill_process(getpid(), signal).expect("our own process");
+            send(process::Signal::HUP);
+            assert!(matches!(signals.next().await, Told::Stop("SIGHUP")));
+            send(process::Signal::HUP);
+            let at_once = time::timeout(Duration::from_millis(200), signals.next_of_intent());
+            assert!(at_once.await.is_err());
+            send(process::Signal::TERM);
+            assert_eq!(signals.next_of_intent().await, "SIGTERM");
+        });
+    }
 }
