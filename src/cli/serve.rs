@@ -54,7 +54,10 @@ pub(super) fn run(data_dir: Option<PathBuf>, arguments: ServeArguments) -> Resul
     }
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failure("start a runtime", &error))?;
-    runtime.block_on(serve(config, console))
+    let served = runtime.block_on(serve(config, console));
+    // Not for files that somebody still waits for: they may be on a network that is gone.
+    runtime.shutdown_background();
+    served
 }
 
 async fn serve(config: Config, console: Option<weft_tui::Options>) -> Result<(), Failure> {
@@ -171,8 +174,16 @@ impl Signals {
         loop {
             match self.next().await {
                 Told::Stop(name) => return name,
-                // A failure is an event.
-                Told::Reload => drop(node.reload().await),
+                Told::Reload => {
+                    tokio::select! {
+                        biased;
+                        // A file may be where reading never ends. Nothing is replaced then, as that
+                        // comes after all was read.
+                        name = self.next_of_intent() => return name,
+                        // A failure is an event.
+                        _ = node.reload() => {}
+                    }
+                }
             }
         }
     }

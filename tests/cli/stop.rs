@@ -1,5 +1,6 @@
 //! Stopping: clean, at once, and with hosts connected.
 
+use std::fs;
 use std::io::Read;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -8,6 +9,12 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
+use rustix::fs::CWD;
+use rustix::fs::FileType;
+use rustix::fs::Mode;
+use rustix::fs::OFlags;
+use rustix::fs::mknodat;
+use rustix::fs::open;
 use rustix::process::Signal;
 
 use crate::support::Node;
@@ -15,6 +22,7 @@ use crate::support::PATIENCE;
 use crate::support::Scratch;
 use crate::support::attach;
 use crate::support::text;
+use crate::tls;
 
 /// Between two looks at the log.
 const A_MOMENT: Duration = Duration::from_millis(10);
@@ -48,6 +56,29 @@ fn a_hangup_away_from_a_terminal_reloads() {
     assert!(reloaded, "{}", node.log());
     assert_eq!(node.json(&["status"])["pid"], node.pid());
     node.stop();
+}
+
+/// As one on a network that is gone is.
+#[test]
+fn a_certificate_that_cannot_be_read_to_its_end_does_not_hold_up_a_stop() {
+    let scratch = Scratch::new();
+    let config = tls::config(&scratch);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command.args(["--config", text(&config)]).stdin(Stdio::null());
+    let node = Node::run(&scratch, command);
+    let certificate = scratch.path("node.pem");
+    fs::remove_file(&certificate).expect("removed");
+    mknodat(CWD, &certificate, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("made");
+    node.signal(Signal::HUP);
+    // It can be opened only once somebody reads, who then waits for what we never write.
+    let open = || open(&certificate, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).ok();
+    let held = (0..PATIENCE.as_millis() / A_MOMENT.as_millis()).find_map(|_| {
+        thread::park_timeout(A_MOMENT);
+        open()
+    });
+    assert!(held.is_some(), "nobody reads the certificate");
+    node.signal(Signal::TERM);
+    assert!(node.wait().success());
 }
 
 #[test]

@@ -28,7 +28,7 @@ use crate::support::plain_answer;
 use crate::support::start_tls;
 
 /// A configuration that requires TLS, with a new certificate.
-fn config(scratch: &Scratch) -> PathBuf {
+pub fn config(scratch: &Scratch) -> PathBuf {
     certificate(scratch, "node");
     scratch.config(&format!(
         "pod.device_size = \"256MiB\"\nnbd.tls.mode = \"required\"\nnbd.tls.certificate = {:?}\n\
