@@ -46,6 +46,8 @@ const LARGE: usize = 32 * MIB;
 /// Room for two of those, of which each connection has a MiB already.
 const BUDGET_BYTES: u64 = 64 << 20;
 const CLIENTS: usize = 12;
+/// As many small reads as are answered at least before the client has to take answers.
+const BATCH: u64 = 256;
 
 /// An NBD target over one volume "v" of 64 MiB that holds ones.
 async fn nbd(budget: &Arc<Budget>) -> (Arc<NbdTarget>, Arc<MemoryVolume>) {
@@ -57,8 +59,7 @@ async fn nbd(budget: &Arc<Budget>) -> (Arc<NbdTarget>, Arc<MemoryVolume>) {
     client.send(&request(NBD_WRITE, LARGE)).await;
     client.send(&vec![1; LARGE]).await;
     client.answered().await;
-    drop(client);
-    ended(session).await;
+    leave(client, session).await;
     (target, volume)
 }
 
@@ -116,6 +117,17 @@ fn request(command: u16, bytes: usize) -> Vec<u8> {
     request
 }
 
+/// Hangs up, and waits for the other end to have done so.
+async fn leave<T>(client: T, session: JoinHandle<()>) {
+    drop(client);
+    ended(session).await;
+}
+
+/// Nobody holds anything or waits.
+fn all_is_given_back(budget: &Budget) {
+    assert_eq!((budget.taken(), budget.waiting()), (0, 0));
+}
+
 /// Waits until `done`.
 async fn until(done: impl Fn() -> bool, what: &str) {
     let done = async {
@@ -124,6 +136,17 @@ async fn until(done: impl Fn() -> bool, what: &str) {
         }
     };
     timeout(PATIENCE, done).await.expect(what);
+}
+
+/// Waits until so many MiB are taken, and so many connections wait.
+async fn until_taken(budget: &Budget, mib: u64, waiting: usize) {
+    let what = "not as much is taken or as many wait as should";
+    until(|| (budget.taken(), budget.waiting()) == (mib << 20, waiting), what).await;
+}
+
+/// How many requests each open connection has made, in the order they came.
+fn requests(target: &NbdTarget) -> Vec<u64> {
+    target.connections().list().iter().map(|connection| connection.requests).collect()
 }
 
 /// Small requests and large ones within the allowance go on beside those that wait.
@@ -139,8 +162,7 @@ async fn others_are_served(target: &Arc<NbdTarget>) {
         other.answered().await;
         other.receive(4096).await;
     }
-    drop(other);
-    ended(session).await;
+    leave(other, session).await;
 }
 
 #[test]
@@ -161,10 +183,9 @@ fn half_sent_writes_of_many_clients_take_no_more_than_there_is() {
         }
         let taken = || senders.iter().filter(|sender| sender.is_finished()).count();
         until(|| budget.waiting() == CLIENTS - 2 && taken() == 2, "two have room").await;
-        sleep(2 * A_MOMENT).await;
+        others_are_served(&target).await;
         assert_eq!(taken(), 2, "the others wait in their sockets");
         assert!(budget.taken() <= BUDGET_BYTES);
-        others_are_served(&target).await;
 
         // One of the two leaves, and one finishes: two others move up, and so on to the last.
         let mut leaves = true;
@@ -182,7 +203,7 @@ fn half_sent_writes_of_many_clients_take_no_more_than_there_is() {
         for session in sessions {
             ended(session).await;
         }
-        assert_eq!((budget.taken(), budget.waiting()), (0, 0));
+        all_is_given_back(&budget);
     });
 }
 
@@ -199,19 +220,17 @@ fn large_reads_that_nobody_takes_hold_no_more_than_there_is() {
                 client.send(&request(NBD_READ, LARGE).repeat(2)).await;
                 clients.push((client, session));
             }
-            until(|| budget.waiting() >= CLIENTS - 2, "two have room").await;
-            sleep(2 * A_MOMENT).await;
-            let begun: u64 = target.connections().list().iter().map(|of| of.requests).sum();
-            assert_eq!(begun, 2);
-            assert!(budget.taken() <= BUDGET_BYTES);
+            let begun = || requests(&target).iter().sum::<u64>();
+            until(|| budget.waiting() == CLIENTS - 2 && begun() == 2, "two have room").await;
             others_are_served(&target).await;
+            assert_eq!(begun(), 2);
+            assert!(budget.taken() <= BUDGET_BYTES);
             let take = |(mut client, session): (Client, JoinHandle<()>)| async move {
                 for _ in 0..2 {
                     client.answered().await;
                     client.receive(LARGE).await;
                 }
-                drop(client);
-                ended(session).await;
+                leave(client, session).await;
             };
             let takers: Vec<_> =
                 clients.into_iter().map(|client| spawn_local(take(client))).collect();
@@ -219,7 +238,7 @@ fn large_reads_that_nobody_takes_hold_no_more_than_there_is() {
                 taker.await.unwrap();
                 assert!(budget.taken() <= BUDGET_BYTES);
             }
-            assert_eq!((budget.taken(), budget.waiting()), (0, 0));
+            all_is_given_back(&budget);
         });
     }
 }
@@ -232,7 +251,8 @@ fn small_answers_that_nobody_takes_count_for_what_they_keep_in_memory() {
         let (target, _volume) = nbd(&budget).await;
         let (mut deaf, deaf_session) = Client::attach(&target).await;
         deaf.send(&request(NBD_READ, 4096).repeat(1000)).await;
-        until(|| budget.taken() > 0, "less than 1 MiB of answers keeps more").await;
+        until(|| requests(&target)[0] >= BATCH, "a batch is answered").await;
+        assert!(budget.taken() > 0, "less than 1 MiB of answers keeps more");
         // Where there is none left for that, they are copied.
         let mut holders = Vec::new();
         for _ in 0..2 {
@@ -244,7 +264,7 @@ fn small_answers_that_nobody_takes_count_for_what_they_keep_in_memory() {
         let (mut other, session) = Client::attach(&target).await;
         let before = budget.taken();
         other.send(&request(NBD_READ, 4096).repeat(1000)).await;
-        sleep(2 * A_MOMENT).await;
+        until(|| requests(&target).last() >= Some(&BATCH), "a batch is answered").await;
         assert_eq!(budget.taken(), before);
         for client in [&mut deaf, &mut other] {
             for _ in 0..1000 {
@@ -252,14 +272,11 @@ fn small_answers_that_nobody_takes_count_for_what_they_keep_in_memory() {
                 assert_eq!(client.receive(4096).await, [1; 4096]);
             }
         }
-        drop((deaf, other));
-        ended(deaf_session).await;
-        ended(session).await;
+        holders.extend([(deaf, deaf_session), (other, session)]);
         for (client, session) in holders {
-            drop(client);
-            ended(session).await;
+            leave(client, session).await;
         }
-        assert_eq!((budget.taken(), budget.waiting()), (0, 0));
+        all_is_given_back(&budget);
     });
 }
 
@@ -300,7 +317,7 @@ fn a_client_that_stands_still_is_cut_off_only_once_others_wait() {
         for session in [slow_session, patient_session] {
             ended(session).await;
         }
-        assert_eq!((budget.taken(), budget.waiting()), (0, 0));
+        all_is_given_back(&budget);
     });
 }
 
@@ -311,14 +328,15 @@ async fn ask_to_write(host: &mut Host, count: u16) {
     }
 }
 
-/// The transfers that were granted by now.
-async fn granted(host: &mut Host) -> Vec<(u16, u16)> {
+/// The transfers that are granted, which are so many.
+async fn granted(host: &mut Host, count: usize) -> Vec<(u16, u16)> {
     let mut granted = Vec::new();
-    while !host.silent().await {
+    for _ in 0..count {
         let pdu = host.next().await;
         assert_eq!(pdu.kind, kind::R2T);
         granted.push((pdu.u16(0), pdu.u16(2)));
     }
+    assert!(host.silent().await, "no more are granted");
     granted
 }
 
@@ -330,25 +348,27 @@ fn transfers_of_many_nvme_hosts_take_no_more_than_there_is() {
         let served = serve(options);
         let (_admin, id, _) = Host::admin(&served, 0).await;
         let mut hosts = Vec::new();
-        for qid in 1..=10 {
+        // One each, and those from the budget.
+        let counts = [4, 4, 3, 1, 1, 1, 1, 1, 1, 1];
+        let (mut taken, mut waiting) = (0, 0);
+        for (qid, count) in (1..).zip(counts) {
             let (mut host, session) = Host::queue(&served, id, qid, 0).await;
             ask_to_write(&mut host, 4).await;
+            taken += count - 1;
+            waiting += usize::from(count < 4);
+            until_taken(&budget, taken, waiting).await;
             hosts.push((host, session, Vec::new()));
         }
-        sleep(2 * A_MOMENT).await;
-        for (host, _, transfers) in &mut hosts {
-            transfers.extend(granted(host).await);
+        assert_eq!((taken, waiting), (8, 8));
+        for ((host, _, transfers), count) in hosts.iter_mut().zip(counts) {
+            transfers.extend(granted(host, usize::try_from(count).unwrap()).await);
         }
-        let count: usize = hosts.iter().map(|(_, _, transfers)| transfers.len()).sum();
-        assert_eq!(count, 10 + 8, "one each, and those from the budget");
-        assert_eq!((budget.taken(), budget.waiting()), (8 << 20, 8));
         // Another is served, small reads as well as data in capsules.
         let (mut other, session) = Host::queue(&served, id, 11, 0).await;
         other.write(1, 0, &[7; MIB / 2], MIB / 4).await;
         other.write_in_capsule(2, 0, &[7; 8192]).await;
         assert_eq!(other.read(3, 0, 16).await, [7; 8192]);
-        drop(other);
-        ended(session).await;
+        leave(other, session).await;
 
         // Reads wait behind the writes, and all comes to its end.
         let data = vec![9; MIB];
@@ -371,10 +391,9 @@ fn transfers_of_many_nvme_hosts_take_no_more_than_there_is() {
                 }
             }
             assert!(budget.taken() <= 8 << 20);
-            drop(host);
-            ended(session).await;
+            leave(host, session).await;
         }
-        assert_eq!((budget.taken(), budget.waiting()), (0, 0));
+        all_is_given_back(&budget);
     });
 }
 
@@ -395,21 +414,21 @@ fn reads_of_nvme_hosts_begin_only_while_there_is_room() {
             }
             hosts.push((host, session));
         }
-        until(|| budget.waiting() == 8, "what there is is taken").await;
-        assert_eq!(budget.taken(), 8 << 20);
+        until_taken(&budget, 8, 8).await;
         served.volume.hold(false);
-        // Nobody takes anything yet, so some wait on.
-        sleep(2 * A_MOMENT).await;
+        // Nobody takes anything yet but what is in its socket.
+        let read_bytes =
+            || served.target.connections().list().iter().map(|of| of.bytes_read).sum::<u64>();
+        until(|| read_bytes() >= 18 << 20, "what was begun is read").await;
         assert!(budget.taken() <= 8 << 20);
         for (mut host, session) in hosts {
             for _ in 0..4 {
                 let pdu = host.next().await;
                 assert_eq!((pdu.kind, pdu.data.len()), (kind::DATA, MIB));
             }
-            drop(host);
-            ended(session).await;
+            leave(host, session).await;
         }
-        assert_eq!((budget.taken(), budget.waiting()), (0, 0));
+        all_is_given_back(&budget);
     });
 }
 
@@ -422,8 +441,9 @@ fn data_in_capsules_that_waits_counts_and_blocks_no_transfer() {
         let (_admin, id, _) = Host::admin(&served, 0).await;
         let (mut host, _session) = Host::queue(&served, id, 1, 0).await;
         ask_to_write(&mut host, 5).await;
-        let mut transfers = granted(&mut host).await;
-        assert_eq!(transfers.len(), 3, "one of its own, and two from the budget");
+        until_taken(&budget, 2, 1).await;
+        // One of its own, and two from the budget.
+        let mut transfers = granted(&mut host, 3).await;
         // These wait behind the writes, and what was asked for comes behind them.
         let capsule = host::sqe(WRITE, 0, 1, &[4096, 0, 15], 0x01, 8192);
         for cid in 10..60_u8 {
@@ -461,8 +481,8 @@ fn nbd_and_nvme_share_what_there_is_and_a_host_that_stands_still_is_cut_off() {
         let (_admin, id, _) = Host::admin(&served, 0).await;
         let (mut still, still_session) = Host::queue(&served, id, 1, 0).await;
         ask_to_write(&mut still, 9).await;
-        assert_eq!(granted(&mut still).await.len(), 9);
-        assert_eq!((budget.taken(), budget.waiting()), (8 << 20, 0));
+        until_taken(&budget, 8, 0).await;
+        granted(&mut still, 9).await;
         sleep(Duration::from_secs(1)).await;
         assert!(!still_session.is_finished(), "nobody waits");
         // Larger than all there is.
@@ -470,8 +490,7 @@ fn nbd_and_nvme_share_what_there_is_and_a_host_that_stands_still_is_cut_off() {
         client.write(LARGE).await;
         ended(still_session).await;
         assert!(still.closed().await);
-        drop(client);
-        ended(session).await;
-        assert_eq!((budget.taken(), budget.waiting()), (0, 0));
+        leave(client, session).await;
+        all_is_given_back(&budget);
     });
 }

@@ -166,6 +166,16 @@ mod tests {
         polling.watch(async { connection.counts().report(tally, 0) }).await;
     }
 
+    /// Such steps of one request, as if each came that soon after the one before.
+    fn learn(polling: &Polling, count: u32, soon: bool) {
+        let table = Connections::default();
+        let connection = table.track(FrontEnd::Nbd, String::new());
+        for _ in 0..count {
+            connection.counts().report(Tally { requests: 1, ..Tally::default() }, 0);
+            polling.learn(soon);
+        }
+    }
+
     async fn steps_alone(polling: &Polling, count: u32) {
         for _ in 0..count {
             step(polling, 1).await;
@@ -182,7 +192,7 @@ mod tests {
                 sleep(Duration::from_millis(200)).await;
                 let used = thread_cpu() - before;
                 assert!(used < Duration::from_millis(20), "{used:?} of 200 ms");
-                steps_alone(&polling, HABIT_MAX).await;
+                learn(&polling, HABIT_MAX, true);
                 assert!(!polling.asleep.get(), "it polls");
             }
         });
@@ -241,12 +251,12 @@ mod tests {
     fn long_waits_end_it_unless_they_are_rare() {
         run(async {
             let polling = Polling::start(Duration::ZERO);
-            steps_alone(&polling, 2 * HABIT_MAX).await;
-            polling.wait_was_long();
+            learn(&polling, 2 * HABIT_MAX, true);
+            learn(&polling, 1, false);
             assert!(polling.pays());
             for _ in 0..HABIT_MAX {
-                polling.wait_was_long();
-                step(&polling, 1).await;
+                learn(&polling, 1, false);
+                learn(&polling, 1, true);
             }
             assert!(!polling.pays());
         });
