@@ -494,3 +494,46 @@ fn nbd_and_nvme_share_what_there_is_and_a_host_that_stands_still_is_cut_off() {
         all_is_given_back(&budget);
     });
 }
+
+/// Reads or writes 32 KiB over and over, more than has to move, until it is cut off.
+async fn goes_on_with(opcode: u8, mut host: Host) {
+    let command = host.pdu(4, 0, &io(opcode, 100, 0, 64), &[]);
+    let mut answer = vec![0; if opcode == READ { 24 + (32 << 10) } else { 24 }];
+    while host.stream.write_all(&command).await.is_ok()
+        && host.stream.read_exact(&mut answer).await.is_ok()
+    {
+        if answer[0] == kind::R2T {
+            let tag = u16::from_le_bytes([answer[10], answer[11]]);
+            let data = host.h2c(100, tag, 0, &[3; 32 << 10], true);
+            let sent = host.stream.write_all(&data).await;
+            if sent.is_err() || host.stream.read_exact(&mut answer).await.is_err() {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_host_that_keeps_data_back_is_cut_off_whatever_else_it_does() {
+    for opcode in [READ, WRITE] {
+        run(async move {
+            let budget = Budget::with_stall_time(8 << 20, 8 * A_MOMENT);
+            let (target, _volume) = nbd(&budget).await;
+            let options =
+                NvmeTcpOptions { budget: Arc::clone(&budget), ..NvmeTcpOptions::default() };
+            let served = serve(options);
+            let (_admin, id, _) = Host::admin(&served, 0).await;
+            let (mut keeps, keeps_session) = Host::queue(&served, id, 1, 0).await;
+            ask_to_write(&mut keeps, 9).await;
+            until_taken(&budget, 8, 0).await;
+            granted(&mut keeps, 9).await;
+            let goes_on = spawn_local(goes_on_with(opcode, keeps));
+            let (mut client, session) = Client::attach(&target).await;
+            client.write(MIB * 2).await;
+            ended(keeps_session).await;
+            goes_on.await.unwrap();
+            leave(client, session).await;
+            all_is_given_back(&budget);
+        });
+    }
+}

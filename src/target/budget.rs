@@ -16,7 +16,7 @@
 //!   whoever holds bytes needs none to finish, and bytes come back.
 //! * At most the budget is taken, but for one request larger than all of it, which goes alone.
 //! * A host that does not move on what it holds bytes for is cut off once others have waited for
-//!   [`STALL_TIME`]: it is up to no host how long others wait.
+//!   [`STALL_TIME`], whatever else it does: it is up to no host how long others wait.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -213,8 +213,6 @@ pub struct Share {
     /// Taken from the budget.
     taken: u64,
     waiting: Option<Ticket>,
-    /// Bytes the host has sent or taken, for [`Share::poll_stalled`].
-    moved: u64,
     watch: Option<Watch>,
 }
 
@@ -224,12 +222,30 @@ struct Ticket {
     bytes: u64,
 }
 
+/// What memory waits for that comes back only if the host does something: data that it was asked
+/// for, or answers that it is to take.
+#[derive(Clone, Copy, Debug)]
+pub struct Owed {
+    /// There is some now.
+    pub some: bool,
+    /// Bytes of it that have moved, ever.
+    pub moved: u64,
+}
+
+impl Owed {
+    /// To take what waits in `out`.
+    #[must_use]
+    pub fn answers(out: &Gather) -> Self {
+        Self { some: !out.is_empty(), moved: out.sent_bytes() }
+    }
+}
+
 /// Whether a host that holds bytes moves.
 #[derive(Debug)]
 struct Watch {
     look: Pin<Box<Sleep>>,
-    /// What [`Share::moved`] was at the last one.
-    moved: u64,
+    /// What had moved at the last one.
+    moved: [u64; 2],
     /// Looks in a row at which it stood still and others waited.
     still: u32,
 }
@@ -238,7 +254,7 @@ impl Share {
     /// A connection that holds nothing.
     #[must_use]
     pub fn new(budget: Arc<Budget>) -> Self {
-        Self { budget, taken: 0, waiting: None, moved: 0, watch: None }
+        Self { budget, taken: 0, waiting: None, watch: None }
     }
 
     /// How much more a connection that holds `held` may hold without asking.
@@ -315,21 +331,17 @@ impl Share {
         self.settle(held + out.kept_bytes());
     }
 
-    /// Takes note that the host has sent or taken so many bytes.
-    pub fn moved(&mut self, bytes: usize) {
-        self.moved = self.moved.wrapping_add(bytes as u64);
-    }
-
-    /// Ready when the connection is to be cut off: it holds what others wait for, and its host,
-    /// which owes the next step at each look (`owes`), has not moved for [`STALL_TIME`].
-    pub fn poll_stalled(&mut self, cx: &mut Context<'_>, owes: bool) -> Poll<()> {
+    /// Ready when the connection is to be cut off: it holds what others wait for, and its host has
+    /// let something that it owes stand still for [`STALL_TIME`].
+    pub fn poll_stalled(&mut self, cx: &mut Context<'_>, owed: [Owed; 2]) -> Poll<()> {
+        let moved = owed.map(|owed| owed.moved);
         let every = self.budget.stall_time / STALL_LOOKS;
         let watch = match &mut self.watch {
             Some(watch) => watch,
             None if self.taken == 0 => return Poll::Pending,
             None => {
                 let look = Box::pin(sleep(every));
-                self.watch.insert(Watch { look, moved: self.moved, still: 0 })
+                self.watch.insert(Watch { look, moved, still: 0 })
             }
         };
         while watch.look.as_mut().poll(cx).is_ready() {
@@ -338,14 +350,17 @@ impl Share {
                 break;
             }
             let ours = usize::from(self.waiting.is_some());
-            let stands = owes && self.moved.wrapping_sub(watch.moved) < STALL_BYTES;
+            let stands = owed.iter().zip(watch.moved).any(|(owed, before)| {
+                // Each by itself: who takes answers may not keep the data that it owes for that.
+                owed.some && owed.moved - before < STALL_BYTES
+            });
             let still = stands && self.budget.waiting() > ours;
             watch.still = if still { watch.still + 1 } else { 0 };
             // One look more: others may have come just before the first.
             if watch.still > STALL_LOOKS {
                 return Poll::Ready(());
             }
-            watch.moved = self.moved;
+            watch.moved = moved;
             watch.look.as_mut().reset(Instant::now() + every);
         }
         Poll::Pending
@@ -366,8 +381,11 @@ fn beyond_allowance(held: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use futures_util::task::noop_waker_ref;
     use proptest::prelude::*;
+    use tokio::runtime;
 
     use super::*;
 
@@ -472,6 +490,39 @@ mod tests {
         assert!(!asks(ALLOWANCE_BYTES));
         assert!(asks(ALLOWANCE_BYTES - MIB), "some of what it held has come back");
         assert_eq!((budget.taken(), budget.waiting()), (4 * MIB, 0));
+    }
+
+    /// Whether a host that owes both is cut off that moves what `moves` says, while others wait.
+    fn is_cut_off(moves: [bool; 2]) -> bool {
+        let budget = Budget::with_stall_time(4 * MIB, Duration::from_millis(8));
+        let mut share = hold(&budget, 4 * MIB);
+        let mut waits = Share::new(budget);
+        assert!(!ask(&mut waits, MIB));
+        let mut owed = moves.map(|_| Owed { some: true, moved: 0 });
+        let mut looks = 0;
+        let cut_off = poll_fn(|cx| {
+            for (owed, moves) in owed.iter_mut().zip(moves) {
+                owed.moved += u64::from(moves) * STALL_BYTES;
+            }
+            looks += 1;
+            match share.poll_stalled(cx, owed) {
+                Poll::Ready(()) => Poll::Ready(true),
+                Poll::Pending if looks > 4 * STALL_LOOKS => Poll::Ready(false),
+                Poll::Pending => Poll::Pending,
+            }
+        });
+        runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime")
+            .block_on(cut_off)
+    }
+
+    #[test]
+    fn nothing_that_is_owed_may_stand_still_whatever_else_moves() {
+        assert!(is_cut_off([false, false]));
+        assert!(is_cut_off([true, false]) && is_cut_off([false, true]));
+        assert!(!is_cut_off([true, true]));
     }
 
     proptest! {

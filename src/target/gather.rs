@@ -53,6 +53,8 @@ pub struct Gather {
     first_sent: usize,
     /// Bytes not yet sent.
     bytes: u64,
+    /// See [`Gather::sent_bytes`].
+    sent: u64,
     /// See [`Gather::kept_bytes`].
     kept: u64,
 }
@@ -74,6 +76,12 @@ impl Gather {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Bytes that were sent, ever.
+    #[must_use]
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent
     }
 
     /// Memory that short pieces keep alive beyond [`Gather::bytes`], such as a decoded chunk of which
@@ -168,6 +176,7 @@ impl Gather {
     /// Takes note that the first `sent` bytes left.
     pub fn sent(&mut self, sent: usize) {
         self.bytes -= bytes_u64(sent);
+        self.sent += bytes_u64(sent);
         if self.bytes == 0 {
             self.heads.clear();
             self.heads.shrink_to(HEADS_KEPT_BYTES);
@@ -224,6 +233,7 @@ mod tests {
         let each = READ_BYTES_MIN - 4096;
         assert_eq!(gather.kept_bytes(), 3 * each);
         gather.sent(4 + 4096 + 10);
+        assert_eq!(gather.sent_bytes(), 4 + 4096 + 10);
         assert_eq!(gather.kept_bytes(), 2 * each);
         let before: Vec<u8> = gather.slices().iter().flat_map(|slice| slice.to_vec()).collect();
         gather.copy_short();

@@ -30,6 +30,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
+use crate::target::budget::Owed;
 use crate::target::budget::Share;
 use crate::target::nbd::framing::Event;
 use crate::target::nbd::framing::Framing;
@@ -40,6 +41,7 @@ use crate::target::nbd::wire::Command;
 use crate::target::nbd::wire::Request;
 use crate::target::stream::ByteStream;
 use crate::target::stream::send;
+use crate::units::bytes_u64;
 
 /// Receive buffer of a connection that is busy (runtime.md).
 const RECEIVE_BYTES_MAX: usize = 512 * 1024;
@@ -88,6 +90,8 @@ pub struct Connection<S> {
     /// Bytes received; those before `parsed` are done with.
     buffer: Vec<u8>,
     parsed: usize,
+    /// Ever.
+    received_bytes: u64,
     framing: Framing,
     session: Session,
     out: Outbox,
@@ -117,6 +121,7 @@ impl<S: ByteStream> Connection<S> {
             stream,
             buffer,
             parsed: 0,
+            received_bytes: 0,
             framing,
             session,
             out: Outbox::default(),
@@ -145,8 +150,10 @@ impl<S: ByteStream> Connection<S> {
         if let Poll::Ready(end) = self.poll_turns(cx) {
             return Poll::Ready(end);
         }
-        let owes = !self.out.gather.is_empty() || self.framing.payload_bytes() > 0;
-        self.share.poll_stalled(cx, owes).map(|()| End::Stalled)
+        // Nothing comes between the bytes of a payload.
+        let payload = Owed { some: self.framing.payload_bytes() > 0, moved: self.received_bytes };
+        let replies = Owed::answers(&self.out.gather);
+        self.share.poll_stalled(cx, [payload, replies]).map(|()| End::Stalled)
     }
 
     fn poll_turns(&mut self, cx: &mut Context<'_>) -> Poll<End> {
@@ -306,7 +313,7 @@ impl<S: ByteStream> Connection<S> {
             }
             Ok(0) => Err(End::Broken("connection closed within a request")),
             Ok(bytes) => {
-                self.share.moved(bytes);
+                self.received_bytes += bytes_u64(bytes);
                 self.session.timing().received();
                 Ok(())
             }
@@ -329,8 +336,6 @@ impl<S: ByteStream> Connection<S> {
 
     fn send_all(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let sent = send(&mut self.stream, cx, &mut self.out.gather, &mut self.unflushed);
-        let sent = sent.map_err(End::Io)?;
-        self.share.moved(sent);
-        Ok(sent > 0)
+        Ok(sent.map_err(End::Io)? > 0)
     }
 }

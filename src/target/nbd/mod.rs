@@ -318,7 +318,7 @@ impl NbdTarget {
             End::Broken(reason) => tracing::info!(export, reason, "NBD client dropped"),
             End::Stalled => {
                 let message = format_args!(
-                    "its NBD connection to {export} is cut off, which held memory that others waited for, and moved nothing"
+                    "its NBD connection to {export} is cut off, which held memory that others waited for, and did not move it"
                 );
                 event::raise(event::HOST_STALLED, tracked.peer(), message);
             }

@@ -38,6 +38,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
+use crate::target::budget::Owed;
 use crate::target::budget::Share;
 use crate::target::connections::Counts;
 use crate::target::nvmf::identify::IN_CAPSULE_BYTES_MAX;
@@ -204,8 +205,10 @@ impl<S: ByteStream> Connection<S> {
         if served.is_ready() {
             return served;
         }
-        let owes = !self.out.gather.is_empty() || self.framing.has_open_transfers();
-        self.share.poll_stalled(cx, owes).map(|()| End::Stalled)
+        let open = self.framing.has_open_transfers();
+        let data = Owed { some: open, moved: self.framing.due_bytes() };
+        let answers = Owed::answers(&self.out.gather);
+        self.share.poll_stalled(cx, [data, answers]).map(|()| End::Stalled)
     }
 
     fn poll_turns(&mut self, cx: &mut Context<'_>) -> Poll<End> {
@@ -503,8 +506,7 @@ impl<S: ByteStream> Connection<S> {
                 Ok(())
             }
             Ok(0) => Err(End::Io(io::ErrorKind::UnexpectedEof.into())),
-            Ok(bytes) => {
-                self.share.moved(bytes);
+            Ok(_) => {
                 self.queue.timing().received();
                 Ok(())
             }
@@ -527,8 +529,6 @@ impl<S: ByteStream> Connection<S> {
 
     fn send_all(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let sent = send(&mut self.stream, cx, &mut self.out.gather, &mut self.unflushed);
-        let sent = sent.map_err(End::Io)?;
-        self.share.moved(sent);
-        Ok(sent > 0)
+        Ok(sent.map_err(End::Io)? > 0)
     }
 }

@@ -23,6 +23,7 @@ use crate::target::nvmf::tcp::wire::Fatal;
 use crate::target::nvmf::tcp::wire::FatalStatus;
 use crate::target::nvmf::tcp::wire::Pdu;
 use crate::target::nvmf::wire::Sqe;
+use crate::units::bytes_u64;
 use crate::units::bytes_usize;
 
 /// Data in one H2CData (MAXH2CDATA): all of any command.
@@ -57,6 +58,8 @@ pub enum Data {
 /// Data of a command, asked for with an R2T.
 struct Granted {
     sqe: Sqe,
+    /// See [`Round`].
+    number: u64,
     /// When the command came.
     arrival: Instant,
     wanted: usize,
@@ -92,11 +95,55 @@ pub struct Framing {
     /// By tag.
     granted: Vec<Option<Granted>>,
     open: usize,
+    round: Round,
 }
 
 impl Default for Framing {
     fn default() -> Self {
-        Self { agreed: None, state: State::Header, granted: Vec::new(), open: 0 }
+        let round = Round::default();
+        Self { agreed: None, state: State::Header, granted: Vec::new(), open: 0, round }
+    }
+}
+
+/// Transfers whose data is due: those that were open when the last of the round before was done. Data
+/// of others does not count as movement, so that who sends it leaves none open for ever.
+#[derive(Default)]
+struct Round {
+    /// Transfers granted so far, which is the number of the next.
+    granted: u64,
+    /// Those with lower numbers are due.
+    end: u64,
+    /// How many of them are open.
+    open: usize,
+    /// Bytes of data that came while they were due, over all rounds.
+    bytes: u64,
+}
+
+impl Round {
+    /// A transfer is granted, with the number returned.
+    fn grant(&mut self) -> u64 {
+        let number = self.granted;
+        self.granted += 1;
+        if self.open == 0 {
+            (self.open, self.end) = (1, self.granted);
+        }
+        number
+    }
+
+    fn receive(&mut self, number: u64, bytes: usize) {
+        if number < self.end {
+            self.bytes += bytes_u64(bytes);
+        }
+    }
+
+    /// A transfer is done; so many others are open.
+    fn finish(&mut self, number: u64, others: usize) {
+        if number < self.end {
+            self.open -= 1;
+        }
+        if self.open == 0 {
+            (self.open, self.end) = (others, self.granted);
+        }
     }
 }
 
@@ -113,12 +160,20 @@ impl Framing {
         self.open > 0
     }
 
+    /// Bytes of such data that have come, ever, leaving out those of transfers that others are due
+    /// before. Counted by PDU, of which the largest is sent in time by who is just quick enough.
+    #[must_use]
+    pub fn due_bytes(&self) -> u64 {
+        self.round.bytes
+    }
+
     /// Opens a transfer for the data of a command that came at `arrival`, and returns its tag, for
     /// the R2T.
     pub fn grant(&mut self, sqe: Sqe, length: u32, arrival: Instant) -> u16 {
         let wanted = bytes_usize(u64::from(length));
         let data = Vec::with_capacity(wanted);
-        let granted = Granted { sqe, arrival, wanted, data, damaged: false };
+        let number = self.round.grant();
+        let granted = Granted { sqe, number, arrival, wanted, data, damaged: false };
         self.open += 1;
         let free = self.granted.iter().position(Option::is_none);
         let index = free.unwrap_or_else(|| {
@@ -289,15 +344,17 @@ impl Framing {
         let of = |good, data: Vec<u8>| if good { Data::Good(data.into()) } else { Data::Damaged };
         match payload {
             Payload::Capsule { sqe, data, .. } => Some(Event::Command(sqe, of(good, data))),
-            Payload::Transfer { tag, .. } => {
+            Payload::Transfer { tag, from, until } => {
                 let slot = self.granted.get_mut(usize::from(tag)).expect("checked");
                 let granted = slot.as_mut().expect("checked with its header");
                 granted.damaged |= !good;
+                self.round.receive(granted.number, until - from);
                 if granted.data.len() < granted.wanted {
                     return None;
                 }
                 let granted = slot.take().expect("just seen");
                 self.open -= 1;
+                self.round.finish(granted.number, self.open);
                 let data = of(!granted.damaged, granted.data);
                 Some(Event::Received(granted.sqe, data, granted.arrival))
             }
@@ -495,6 +552,28 @@ mod tests {
         stream[24] ^= 1;
         stream.extend(h2c(5, tag, 4, &[1; 4], true, DATA_DIGEST));
         assert_eq!(next(&mut framing, &stream), Event::Received(sqe(5), Data::Damaged, at()));
+    }
+
+    #[test]
+    fn data_of_a_transfer_counts_as_movement_unless_others_are_due_before_it() {
+        let mut framing = begun(0);
+        let grant = |framing: &mut Framing, cid, length| framing.grant(sqe(cid), length, at());
+        let first = grant(&mut framing, 1, 8);
+        let second = grant(&mut framing, 2, 4);
+        next(&mut framing, &h2c(1, first, 0, &[0; 4], false, 0));
+        next(&mut framing, &h2c(2, second, 0, &[0; 4], true, 0));
+        assert_eq!(framing.due_bytes(), 4, "the first is due");
+        let third = grant(&mut framing, 3, 4);
+        let fourth = grant(&mut framing, 4, 4);
+        next(&mut framing, &h2c(1, first, 4, &[0; 4], true, 0));
+        let fifth = grant(&mut framing, 5, 4);
+        next(&mut framing, &h2c(5, fifth, 0, &[0; 4], true, 0));
+        assert_eq!(framing.due_bytes(), 8, "and now the third and the fourth");
+        next(&mut framing, &h2c(4, fourth, 0, &[0; 4], true, 0));
+        next(&mut framing, &h2c(3, third, 0, &[0; 4], true, 0));
+        let alone = grant(&mut framing, 6, 4);
+        next(&mut framing, &h2c(6, alone, 0, &[0; 4], true, 0));
+        assert_eq!(framing.due_bytes(), 20);
     }
 
     #[test]

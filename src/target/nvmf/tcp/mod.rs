@@ -250,7 +250,7 @@ impl NvmeTcpTarget {
             }
         };
         if matches!(end, End::Stalled) {
-            let message = "its NVMe/TCP connection is cut off, which held memory that others waited for, and moved nothing";
+            let message = "its NVMe/TCP connection is cut off, which held memory that others waited for, and did not move it";
             event::raise(event::HOST_STALLED, tracked.peer(), message);
         }
         self.say_goodbye(&mut connection, &end).await;
