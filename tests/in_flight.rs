@@ -537,3 +537,24 @@ fn a_host_that_keeps_data_back_is_cut_off_whatever_else_it_does() {
         });
     }
 }
+
+#[test]
+fn a_host_whose_connection_is_terminated_waits_no_more() {
+    run(async {
+        let budget = Budget::new(2 << 20);
+        let options = NvmeTcpOptions { budget: Arc::clone(&budget), ..NvmeTcpOptions::default() };
+        let served = serve(options);
+        let (_admin, id, _) = Host::admin(&served, 0).await;
+        let (mut host, session) = Host::queue(&served, id, 1, 0).await;
+        ask_to_write(&mut host, 4).await;
+        until_taken(&budget, 2, 1).await;
+        granted(&mut host, 3).await;
+        let nobody_asked = host.h2c(0, 99, 0, &[0; 512], true);
+        host.send(&nobody_asked).await;
+        host.terminated().await;
+        // It has not closed yet, so what it has is still there.
+        assert_eq!((budget.taken(), budget.waiting()), (2 << 20, 0));
+        leave(host, session).await;
+        all_is_given_back(&budget);
+    });
+}

@@ -243,6 +243,8 @@ impl<S: ByteStream> Connection<S> {
     /// (NVMe/TCP 1.0, 3.5.1)
     pub async fn terminate(&mut self, fatal: &Fatal) -> io::Result<()> {
         self.stop();
+        // Nothing that waits here will be begun, so nobody is to wait behind it.
+        self.share.give_up();
         self.out.terminate(fatal);
         std::future::poll_fn(|cx| self.poll_flushed(cx)).await?;
         std::future::poll_fn(|cx| self.stream.poll_close(cx)).await?;
