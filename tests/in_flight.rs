@@ -558,3 +558,37 @@ fn a_host_whose_connection_is_terminated_waits_no_more() {
         all_is_given_back(&budget);
     });
 }
+
+#[test]
+fn a_client_that_waits_keeps_its_place_while_replies_leave() {
+    run(async {
+        let budget = Budget::new(8 << 20);
+        let (target, volume) = nbd(&budget).await;
+        let (mut holder, holder_session) = Client::attach(&target).await;
+        holder.send(&request(NBD_WRITE, 8 * MIB)).await;
+        until_taken(&budget, 7, 0).await;
+        volume.set_misses(true);
+        volume.hold(true);
+        let (mut client, session) = Client::attach(&target).await;
+        // What it may hold without asking, and more than there is.
+        client.send(&request(NBD_READ, MIB / 2).repeat(2)).await;
+        client.send(&request(NBD_WRITE, 4 * MIB)).await;
+        until_taken(&budget, 7, 1).await;
+        let waits = budget.stats().waits;
+        volume.hold(false);
+        for _ in 0..2 {
+            client.answered().await;
+            client.receive(MIB / 2).await;
+        }
+        assert_eq!(
+            (budget.waiting(), budget.stats().waits),
+            (1, waits),
+            "it was the first to wait"
+        );
+        leave(holder, holder_session).await;
+        client.send(&vec![1; 4 * MIB]).await;
+        client.answered().await;
+        leave(client, session).await;
+        all_is_given_back(&budget);
+    });
+}

@@ -101,6 +101,8 @@ pub struct Connection<S> {
     in_flight_bytes: u64,
     limits: Limits,
     share: Share,
+    /// In this turn, a request was found to wait for room.
+    waits_for_room: bool,
     /// No further request will be taken: DISC or the end of the stream.
     input_ended: bool,
 }
@@ -130,6 +132,7 @@ impl<S: ByteStream> Connection<S> {
             in_flight_bytes: 0,
             limits,
             share,
+            waits_for_room: false,
             input_ended: false,
         }
     }
@@ -191,10 +194,17 @@ impl<S: ByteStream> Connection<S> {
 
     /// One round.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Turn, End> {
+        self.waits_for_room = false;
         let completed = self.take_completed(cx);
+        let crowded = self.out.gather.is_full();
         let taken = self.take_requests(cx)?;
         let full = taken.full || self.out.gather.is_full();
         let sent = self.send(cx)?;
+        // Who was kept from looking by replies that have left since looks again in the next turn.
+        let looks_again = crowded && !self.out.gather.is_full();
+        if !self.waits_for_room && !looks_again {
+            self.share.give_up();
+        }
         self.share.settle_with(self.held_bytes(), &mut self.out.gather);
         Ok(Turn { moved: completed || taken.moved || sent, full })
     }
@@ -230,7 +240,6 @@ impl<S: ByteStream> Connection<S> {
         let mut moved = false;
         let mut received = false;
         let mut requests = 0;
-        let mut waits = false;
         while requests < BATCH_REQUESTS && self.admits() {
             let mut input = self.buffer.get(self.parsed..).unwrap_or_default();
             let before = input.len();
@@ -249,8 +258,9 @@ impl<S: ByteStream> Connection<S> {
                     }
                 },
                 Event::NoRoom(more) => {
-                    waits = self.share.poll_room(cx, self.held_bytes(), more).is_pending();
-                    if waits {
+                    let room = self.share.poll_room(cx, self.held_bytes(), more);
+                    if room.is_pending() {
+                        self.waits_for_room = true;
                         break;
                     }
                     continue;
@@ -264,9 +274,6 @@ impl<S: ByteStream> Connection<S> {
             }
             moved = true;
             requests += 1;
-        }
-        if !waits {
-            self.share.give_up();
         }
         Ok(Turn { moved, full: requests == BATCH_REQUESTS })
     }

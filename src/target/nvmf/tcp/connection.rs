@@ -278,6 +278,7 @@ impl<S: ByteStream> Connection<S> {
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Turn, End> {
         self.waits_for_room = false;
         let completed = self.take_completed(cx);
+        let crowded = self.out.gather.is_full();
         let taken = self.take_events(cx)?;
         if self.queue.over() && !self.input_ended {
             // The host learns why, and no more.
@@ -285,7 +286,9 @@ impl<S: ByteStream> Connection<S> {
         }
         let full = taken.full || self.out.gather.is_full();
         let sent = self.send(cx)?;
-        if !self.waits_for_room {
+        // Who was kept from looking by answers that have left since looks again in the next turn.
+        let looks_again = crowded && !self.out.gather.is_full();
+        if !self.waits_for_room && !looks_again {
             self.share.give_up();
         }
         self.share.settle_with(self.held_bytes(), &mut self.out.gather);
