@@ -1,5 +1,5 @@
 //! Protocols we serve. Each is a module of its own and knows no other, and no storage word:
-//! what a target sees of storage is [`crate::volume::Volume`]. They share [`stream`],
+//! what a target sees of storage is [`crate::volume::Volume`]. They share [`stream`], [`turns`],
 //! [`gather`], [`handshakes`], [`connections`], [`budget`], [`timing`], [`rarely`], and for keys [`psk`]
 //! and [`hkdf`].
 
@@ -14,3 +14,4 @@ pub mod psk;
 pub mod rarely;
 pub mod stream;
 pub mod timing;
+pub mod turns;

@@ -28,7 +28,6 @@ use std::task::ready;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::time::Instant;
 
 use crate::target::budget::Owed;
 use crate::target::budget::Share;
@@ -40,19 +39,15 @@ use crate::target::nbd::session::Session;
 use crate::target::nbd::wire::Command;
 use crate::target::nbd::wire::Request;
 use crate::target::stream::ByteStream;
-use crate::target::stream::send;
+use crate::target::turns::RECEIVE_BYTES_MAX;
+use crate::target::turns::RECEIVE_BYTES_MIN;
+use crate::target::turns::Turn;
+use crate::target::turns::poll_turns;
+use crate::target::turns::send;
 use crate::units::bytes_u64;
 
-/// Receive buffer of a connection that is busy (runtime.md).
-const RECEIVE_BYTES_MAX: usize = 512 * 1024;
-/// Receive buffer to begin with; it grows when one receive fills it.
-const RECEIVE_BYTES_MIN: usize = 64 * 1024;
 /// Requests taken before replies are sent (runtime.md).
 const BATCH_REQUESTS: usize = 512;
-/// Full batches after which other connections of the thread get their turn (runtime.md).
-const BATCHES_BEFORE_YIELD: usize = 2;
-/// The same for turns that fill no batch: they are short, but a quick client never lets them end.
-const TURNS_BEFORE_YIELD: usize = 8;
 
 /// What one connection may have in flight.
 #[derive(Clone, Copy, Debug)]
@@ -74,14 +69,6 @@ pub enum End {
     Stalled,
     /// The stream failed.
     Io(io::Error),
-}
-
-/// What a round did.
-struct Turn {
-    /// Anything was received, executed or sent, so there may be more.
-    moved: bool,
-    /// It reached the bound of a batch.
-    full: bool,
 }
 
 /// A connection in its transmission phase.
@@ -150,36 +137,13 @@ impl<S: ByteStream> Connection<S> {
 
     /// Serves until the end. Ready when nothing is left to reply to, or nobody to reply to.
     pub fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        if let Poll::Ready(end) = self.poll_turns(cx) {
+        if let Poll::Ready(end) = poll_turns(cx, |cx| self.turn(cx)) {
             return Poll::Ready(end);
         }
         // Nothing comes between the bytes of a payload.
         let payload = Owed { some: self.framing.payload_bytes() > 0, moved: self.received_bytes };
         let replies = Owed::answers(&self.out.gather);
         self.share.poll_stalled(cx, [payload, replies]).map(|()| End::Stalled)
-    }
-
-    fn poll_turns(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        let mut full_batches = 0;
-        for _ in 0..TURNS_BEFORE_YIELD {
-            let turn = match self.turn(cx) {
-                Ok(turn) => turn,
-                Err(end) => return Poll::Ready(end),
-            };
-            if self.finished() {
-                return Poll::Ready(End::Clean);
-            }
-            if !turn.moved {
-                // Everything that could move was polled and has our waker.
-                return Poll::Pending;
-            }
-            full_batches += usize::from(turn.full);
-            if full_batches == BATCHES_BEFORE_YIELD {
-                break;
-            }
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
     }
 
     /// Says goodbye after a clean end.
@@ -192,7 +156,7 @@ impl<S: ByteStream> Connection<S> {
         no_more && self.in_flight.is_empty() && self.out.gather.is_empty() && !self.unflushed
     }
 
-    /// One round.
+    /// One turn; an error ends the connection.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Turn, End> {
         self.waits_for_room = false;
         let completed = self.take_completed(cx);
@@ -206,6 +170,9 @@ impl<S: ByteStream> Connection<S> {
             self.share.give_up();
         }
         self.share.settle_with(self.held_bytes(), &mut self.out.gather);
+        if self.finished() {
+            return Err(End::Clean);
+        }
         Ok(Turn { moved: completed || taken.moved || sent, full })
     }
 
@@ -330,19 +297,8 @@ impl<S: ByteStream> Connection<S> {
 
     /// Sends as much as the stream takes; true if anything left.
     fn send(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        if !self.session.timing().pending() {
-            return self.send_all(cx);
-        }
-        let ready = Instant::now();
-        let moved = self.send_all(cx)?;
-        if self.out.gather.is_empty() && !self.unflushed {
-            self.session.timing().sent(ready, Instant::now());
-        }
-        Ok(moved)
-    }
-
-    fn send_all(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let sent = send(&mut self.stream, cx, &mut self.out.gather, &mut self.unflushed);
-        Ok(sent.map_err(End::Io)? > 0)
+        let timing = self.session.timing();
+        let sent = send(&mut self.stream, cx, &mut self.out.gather, &mut self.unflushed, timing);
+        sent.map_err(End::Io)
     }
 }

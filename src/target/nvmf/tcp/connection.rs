@@ -57,19 +57,15 @@ use crate::target::nvmf::tcp::wire::fatal;
 use crate::target::nvmf::wire::Sgl;
 use crate::target::nvmf::wire::Sqe;
 use crate::target::stream::ByteStream;
-use crate::target::stream::send;
+use crate::target::turns::RECEIVE_BYTES_MAX;
+use crate::target::turns::RECEIVE_BYTES_MIN;
+use crate::target::turns::Turn;
+use crate::target::turns::poll_turns;
+use crate::target::turns::send;
 use crate::units::bytes_u64;
 
-/// Receive buffer of a connection that is busy (runtime.md).
-const RECEIVE_BYTES_MAX: usize = 512 * 1024;
-/// Receive buffer to begin with; it grows when one receive fills it.
-const RECEIVE_BYTES_MIN: usize = 64 * 1024;
 /// Events taken before answers are sent (runtime.md).
 const BATCH_EVENTS: usize = 512;
-/// Full batches after which other connections of the thread get their turn (runtime.md).
-const BATCHES_BEFORE_YIELD: usize = 2;
-/// The same for turns that fill no batch: they are short, but a quick host never lets them end.
-const TURNS_BEFORE_YIELD: usize = 8;
 
 /// What one connection may have in flight.
 #[derive(Clone, Copy, Debug)]
@@ -91,14 +87,6 @@ pub enum End {
     Stalled,
     /// The stream failed.
     Io(io::Error),
-}
-
-/// What a round did.
-struct Turn {
-    /// Anything was received, executed or sent, so there may be more.
-    moved: bool,
-    /// It reached the bound of a batch.
-    full: bool,
 }
 
 /// A command that waits for its turn.
@@ -200,7 +188,7 @@ impl<S: ByteStream> Connection<S> {
 
     /// Serves until the end. Ready when nothing is left to answer, or nobody to answer to.
     pub fn poll_serve(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        let served = self.poll_turns(cx);
+        let served = poll_turns(cx, |cx| self.turn(cx));
         self.counts.report(self.queue.report(), self.in_flight.len() + self.waiting.len());
         if served.is_ready() {
             return served;
@@ -209,29 +197,6 @@ impl<S: ByteStream> Connection<S> {
         let data = Owed { some: open, moved: self.framing.due_bytes() };
         let answers = Owed::answers(&self.out.gather);
         self.share.poll_stalled(cx, [data, answers]).map(|()| End::Stalled)
-    }
-
-    fn poll_turns(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        let mut full_batches = 0;
-        for _ in 0..TURNS_BEFORE_YIELD {
-            let turn = match self.turn(cx) {
-                Ok(turn) => turn,
-                Err(end) => return Poll::Ready(end),
-            };
-            if self.finished() {
-                return Poll::Ready(End::Clean);
-            }
-            if !turn.moved {
-                // Everything that could move was polled and has our waker.
-                return Poll::Pending;
-            }
-            full_batches += usize::from(turn.full);
-            if full_batches == BATCHES_BEFORE_YIELD {
-                break;
-            }
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
     }
 
     /// Says goodbye after a clean end.
@@ -274,7 +239,7 @@ impl<S: ByteStream> Connection<S> {
             && !self.unflushed
     }
 
-    /// One round.
+    /// One turn; an error ends the connection.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Turn, End> {
         self.waits_for_room = false;
         let completed = self.take_completed(cx);
@@ -292,6 +257,9 @@ impl<S: ByteStream> Connection<S> {
             self.share.give_up();
         }
         self.share.settle_with(self.held_bytes(), &mut self.out.gather);
+        if self.finished() {
+            return Err(End::Clean);
+        }
         Ok(Turn { moved: completed || taken.moved || sent, full })
     }
 
@@ -521,19 +489,8 @@ impl<S: ByteStream> Connection<S> {
 
     /// Sends as much as the stream takes; true if anything left.
     fn send(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        if !self.queue.timing().pending() {
-            return self.send_all(cx);
-        }
-        let ready = Instant::now();
-        let moved = self.send_all(cx)?;
-        if self.out.gather.is_empty() && !self.unflushed {
-            self.queue.timing().sent(ready, Instant::now());
-        }
-        Ok(moved)
-    }
-
-    fn send_all(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let sent = send(&mut self.stream, cx, &mut self.out.gather, &mut self.unflushed);
-        Ok(sent.map_err(End::Io)? > 0)
+        let timing = self.queue.timing();
+        let sent = send(&mut self.stream, cx, &mut self.out.gather, &mut self.unflushed, timing);
+        sent.map_err(End::Io)
     }
 }
