@@ -26,6 +26,9 @@ use crate::swarm::Swarm;
 use crate::world::Failure;
 use crate::world::VOLUME_BYTES;
 
+/// A lazy host rests no longer than this in all, so that its life ends in time.
+const PAUSES_MAX: Duration = Duration::from_secs(300);
+
 /// Reads as a target does: from RAM if that is possible, else by asking devices.
 pub async fn read_sectors(
     volume: &VolumeRef,
@@ -71,13 +74,18 @@ pub struct Host {
 
 impl Host {
     pub async fn work(&self, env: &EnvRef) {
+        let mut paused = Duration::ZERO;
         for _ in 0..self.swarm.operations {
             if let Err(what) = self.operate().await {
                 self.failure.borrow_mut().get_or_insert(what);
                 return;
             }
             if self.swarm.lazy && self.rng.chance(20_000) {
-                env.sleep(Duration::from_millis(self.rng.below(40_000))).await;
+                let pause = Duration::from_millis(self.rng.below(40_000));
+                if paused < PAUSES_MAX {
+                    env.sleep(pause).await;
+                    paused += pause;
+                }
             }
         }
     }
