@@ -174,6 +174,57 @@ fn without_room_below_any_device_writes_fail_and_succeed_again_once_there_is() {
     });
 }
 
+/// For so long that the tries to find room, if each cost a segment, would get to those of the reserve
+/// and give them to data. What waits is written once a volume is deleted, though the record of that
+/// comes after it.
+#[test]
+fn without_room_below_any_device_for_long_what_is_deleted_makes_room_for_what_waits() {
+    const LARGE_JOURNAL: FormatOptions =
+        FormatOptions { data_strips: 1, parity_strips: 1, journal_bytes: 64 * MIB };
+    to_the_end(async |own| {
+        let disks = disks_of(3, 128 * MIB);
+        for disk in &disks {
+            disk.poke(0, &vec![1; usize::try_from(JOURNAL_OFFSET + 64 * MIB).expect("small")]);
+        }
+        let (pod, volume) = pod(&own, &disks, &LARGE_JOURNAL).await;
+        let spec = VolumeSpec {
+            name: "other".into(),
+            size_bytes: 512 * MIB,
+            logical_block_bytes: 512,
+            read_only: false,
+        };
+        pod.create_volume(spec).await.expect("created");
+        let other = pod.find("other").expect("there");
+        for part in 0..256 {
+            write(&other, part).await.expect("written");
+        }
+        own.sleep(Duration::from_secs(60)).await;
+        disks.iter().for_each(|disk| {
+            disk.set_faults(SimFaults { full: true, ..SimFaults::default() });
+        });
+        let mut written = 0;
+        while write(&volume, written).await.is_ok() {
+            written += 1;
+        }
+        own.sleep(Duration::from_secs(300)).await;
+        for part in 0..written {
+            check(&volume, part).await;
+        }
+        let waiting = pod.status().buffered_bytes;
+        assert!(waiting > 24 * MIB, "{waiting} wait for room");
+        pod.delete_volume("other").await.expect("deleted");
+        let begun = own.now();
+        while pod.status().buffered_bytes > waiting - 8 * MIB {
+            assert!(own.now() - begun < Duration::from_secs(60), "none comes back");
+            own.sleep(Duration::from_millis(100)).await;
+        }
+        for part in 0..written {
+            check(&volume, part).await;
+        }
+        pod.close().await.expect("closed");
+    });
+}
+
 /// As above, but no room comes back from outside: only what is trimmed is there.
 #[test]
 fn without_room_below_any_device_what_was_trimmed_is_used_again() {

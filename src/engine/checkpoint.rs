@@ -20,6 +20,7 @@ use super::mapper::Stream;
 use super::record::compressed;
 use crate::canary::Bug;
 use crate::canary::planted;
+use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::format::location::Location;
 use crate::format::node::MAP_LEVELS;
@@ -86,14 +87,18 @@ impl DirtyNode {
 }
 
 impl Mapper {
-    /// Maps everything acknowledged so far and writes a checkpoint of it.
+    /// Maps everything acknowledged so far and writes a checkpoint of it. Without room for all of it,
+    /// a checkpoint of what is mapped frees what can be.
     ///
     /// # Errors
-    /// Nothing is freed and the tail stays where it is; it can be tried again.
+    /// The tail stays before what is not in a checkpoint; it can be tried again.
     pub(super) async fn write_checkpoint(&mut self) -> Result<()> {
         let cut = self.engine.journal.visible_lsn();
-        self.drain_to(cut).await?;
-        self.checkpoint_mapped().await
+        let drained = self.drain_to(cut).await;
+        if !matches!(&drained, Err(error) if error.kind() != ErrorKind::NoSpace) {
+            self.checkpoint_mapped().await?;
+        }
+        drained
     }
 
     /// Writes a checkpoint of what is mapped. Parts of later entries may be mapped already: they

@@ -54,6 +54,8 @@ const RECORDS_BETWEEN_YIELDS: usize = 64;
 const TICK: Duration = Duration::from_millis(500);
 /// How long it waits after a failure before it tries again.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// The same once it has failed for long: a try that finds no room costs a checkpoint.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
 /// When nothing has succeeded for this long, who waits for room in the journal is told why. Longer
 /// than a device may take before it is given up.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
@@ -210,7 +212,8 @@ impl Mapper {
         if now.saturating_sub(*self.failing_since.get_or_insert(now)) >= STUCK_AFTER {
             self.engine.journal.set_stuck(Some(error));
         }
-        self.engine.env.sleep(RETRY_AFTER).await;
+        let failing_for = now.saturating_sub(self.failing_since.unwrap_or(now));
+        self.engine.env.sleep((failing_for / 8).clamp(RETRY_AFTER, RETRY_AFTER_MAX)).await;
         self.engine.pool.members.iter().for_each(|member| member.may_have_room());
     }
 
@@ -238,12 +241,18 @@ impl Mapper {
     }
 
     async fn work(&mut self) -> Result<()> {
-        if self.wants_checkpoint() {
-            self.write_checkpoint().await?;
+        let written = if self.wants_checkpoint() {
+            self.write_checkpoint().await
         } else if self.wants_drain() {
-            self.write_group().await?;
+            self.write_group().await
+        } else {
+            Ok(())
+        };
+        // What is cleared makes the room that was not there.
+        if !matches!(&written, Err(error) if error.kind() != ErrorKind::NoSpace) {
+            self.clear_maps().await?;
         }
-        self.clear_maps().await?;
+        written?;
         if self.wants_reclaim() {
             self.reclaim().await?;
         } else if !self.has_work() {
