@@ -38,9 +38,10 @@ use crate::volume::VolumeRef;
 pub const OPTION_DATA_BYTES_MAX: u32 = 64 * 1024;
 /// Largest option data thrown away to keep the connection; beyond it, we drop.
 const OPTION_DATA_DISCARD_MAX: u32 = 1 << 20;
-/// Options answered per connection. Clients send fewer than ten; `qemu-nbd --list` sends a few per
-/// export, so this allows some hundred exports.
-const OPTIONS_MAX: u32 = 1024;
+/// Options answered per connection, and so many more for each export: clients send fewer than ten,
+/// but those that list exports ask a few times about each.
+const OPTIONS_MAX: usize = 1024;
+const OPTIONS_MAX_PER_EXPORT: usize = 8;
 
 /// Smallest request we advertise: what a Linux client uses unasked. We accept any.
 const BLOCK_BYTES_MINIMUM: u32 = 512;
@@ -111,7 +112,7 @@ pub struct Handshake {
     listable: bool,
     state: State,
     client: ClientFlags,
-    options_answered: u32,
+    options_answered: usize,
     structured: bool,
     extended: bool,
     selection: Option<Selection>,
@@ -205,10 +206,14 @@ impl Handshake {
         };
         *input = rest;
         self.options_answered += 1;
-        if self.options_answered > OPTIONS_MAX {
+        if self.options_answered > OPTIONS_MAX && self.options_answered > self.options_max() {
             return Step::Drop("too many options");
         }
         self.answer(header, data, out)
+    }
+
+    fn options_max(&self) -> usize {
+        OPTIONS_MAX + self.directory.list().len() * OPTIONS_MAX_PER_EXPORT
     }
 
     /// Answers one whole option.
@@ -781,7 +786,7 @@ mod tests {
     #[test]
     fn haggling_for_ever_drops() {
         let mut client = Client::new(TlsMode::Off);
-        for _ in 0..OPTIONS_MAX {
+        for _ in 0..client.handshake.options_max() {
             assert_eq!(client.replies(99, &[]), [UNSUPPORTED]);
         }
         assert!(matches!(client.send(99, &[]), Step::Drop(_)));
