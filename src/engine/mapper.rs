@@ -54,7 +54,7 @@ const RECORDS_BETWEEN_YIELDS: usize = 64;
 const TICK: Duration = Duration::from_millis(500);
 /// How long it waits after a failure before it tries again.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
-/// The same once it has failed for long: a try that finds no room costs a checkpoint.
+/// The same once there has been no room for long: a try that finds none costs a checkpoint.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
 /// When nothing has succeeded for this long, who waits for room in the journal is told why. Longer
 /// than a device may take before it is given up.
@@ -213,7 +213,11 @@ impl Mapper {
             self.engine.journal.set_stuck(Some(error));
         }
         let failing_for = now.saturating_sub(self.failing_since.unwrap_or(now));
-        self.engine.env.sleep((failing_for / 8).clamp(RETRY_AFTER, RETRY_AFTER_MAX)).await;
+        let pause = match error.kind() {
+            ErrorKind::NoSpace => (failing_for / 8).clamp(RETRY_AFTER, RETRY_AFTER_MAX),
+            _ => RETRY_AFTER,
+        };
+        self.engine.env.sleep(pause).await;
         self.engine.pool.members.iter().for_each(|member| member.may_have_room());
     }
 
