@@ -343,3 +343,22 @@ fn devices_that_went_on_without_those_opened_by_force_are_refused_beside_them() 
     });
     world.halt();
 }
+
+#[test]
+fn an_open_by_force_that_is_refused_for_too_few_devices_leaves_them_as_they_were() {
+    let world = SimEnv::new(1);
+    let disks = new_disks(3);
+    life(&world, async |env| {
+        let pod = create(&env, &disks, (1, 1)).await;
+        write(&pod, 0, content(0)).await;
+    });
+    life(&world, async |env| {
+        let refused = open(&env, &disks[..1], true).await.map(drop).expect_err("one of three");
+        assert!(refused.chain().contains("even by force 2 are needed"), "{}", refused.chain());
+    });
+    life(&world, async |env| {
+        let pod = open(&env, &disks, false).await.expect("opened");
+        assert_eq!(pod.status().epoch, 2, "nobody was told of an open by force");
+        assert_eq!(read(&env, &pod, 0).await.expect("read"), content(0));
+    });
+}

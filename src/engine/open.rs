@@ -484,7 +484,24 @@ async fn assemble(
         )));
     }
     let members = seat(env, places, blank, &head, options.replace_missing);
+    if forced {
+        refuse_too_few(&members, &geometry)?;
+    }
     Ok(Assembled { members, head, forced })
+}
+
+/// Refuses to open by force what could not be told of it: before any device learns of an epoch that
+/// the others would have to follow.
+fn refuse_too_few(members: &[Arc<Member>], geometry: &Geometry) -> Result<()> {
+    let usable = members.iter().filter(|member| member.in_service()).count();
+    let needed = geometry.absent_max() + 1;
+    if usable >= needed {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::DeviceFailed, "open pod by force").context(format_args!(
+        "{usable} of {} devices are there, even by force {needed} are needed; attach the others",
+        geometry.devices
+    )))
 }
 
 /// Refuses devices of which some were opened by force while others went on without those.
