@@ -152,7 +152,6 @@ impl Mapper {
         {
             let mut table = engine.pool.table.lock();
             table.extend_ids(id_limit);
-            table.forget_emptied();
             table.free_retired(retired);
         }
         engine.pool.members.iter().for_each(|member| member.may_have_room());

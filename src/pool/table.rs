@@ -456,7 +456,7 @@ impl SegmentTable {
     }
 
     /// A checkpoint that refers only to what lives now is durable.
-    pub fn forget_emptied(&mut self) {
+    fn forget_emptied(&mut self) {
         for id in std::mem::take(&mut self.emptied) {
             if let Some(segment) = self.segments.get_mut(&id) {
                 let before = Phase::of(segment);
@@ -473,6 +473,7 @@ impl SegmentTable {
     /// Frees the regions of retired segments up to `retired`, a count taken before the checkpoint
     /// that is now durable. Returns the freed places.
     pub fn free_retired(&mut self, retired: usize) -> Vec<Place> {
+        self.forget_emptied();
         let rest = self.pending_free.split_off(retired.min(self.pending_free.len()));
         let candidates = std::mem::replace(&mut self.pending_free, rest);
         let mut freed = Vec::new();
@@ -481,7 +482,6 @@ impl SegmentTable {
                 self.pending_free.insert(0, segment);
                 continue;
             }
-            self.census.freed(&segment);
             for place in segment.entry.places.iter().flatten() {
                 let device = usize::from(place.device);
                 if self.regions_total[device] > 0 {
@@ -709,7 +709,6 @@ mod tests {
                     }
                     Step::Retire => table.retire_empty(),
                     Step::Checkpoint => {
-                        table.forget_emptied();
                         table.free_retired(table.retired());
                     }
                     Step::Strip { device } => table.strip_device(device),
@@ -749,7 +748,7 @@ mod tests {
         assert_eq!(degraded(&mut table), 1, "a crash brings it back");
         table.retire_empty();
         assert_eq!(degraded(&mut table), 1, "still");
-        table.forget_emptied();
+        table.free_retired(0);
         assert_eq!(degraded(&mut table), 0);
     }
 
