@@ -189,14 +189,16 @@ fn without_room_below_any_device_for_long_what_is_deleted_makes_room_for_what_wa
         let (pod, volume) = pod(&own, &disks, &LARGE_JOURNAL).await;
         let spec = VolumeSpec {
             name: "other".into(),
-            size_bytes: 512 * MIB,
-            logical_block_bytes: 512,
+            size_bytes: 8 << 30,
+            logical_block_bytes: 4096,
             read_only: false,
         };
         pod.create_volume(spec).await.expect("created");
         let other = pod.find("other").expect("there");
-        for part in 0..256 {
-            write(&other, part).await.expect("written");
+        // In as many leaves of the map as it has.
+        for leaf in 0..4096 {
+            let written = Arc::clone(&other).write(leaf * 2 * MIB, noise(leaf, 4096)).await;
+            written.expect("written");
         }
         own.sleep(Duration::from_secs(60)).await;
         disks.iter().for_each(|disk| {

@@ -54,6 +54,8 @@ const RECORDS_BETWEEN_YIELDS: usize = 64;
 const TICK: Duration = Duration::from_millis(500);
 /// How long it waits after a failure before it tries again.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// The same while what is cleared is about to make room.
+const RETRY_WHILE_CLEARING: Duration = Duration::from_millis(1);
 /// The same once there has been no room for long: a try that finds none costs a checkpoint.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
 /// When nothing has succeeded for this long, who waits for room in the journal is told why. Longer
@@ -201,10 +203,12 @@ impl Mapper {
     /// Waits before the next try. Until one succeeds the door stays as it is now.
     async fn failed(&mut self, error: &Error) {
         self.report(error);
-        // It may not come to clear anything any more.
-        self.clearing.under_way = false;
+        // Without room something is cleared all the same, and makes some. Otherwise it may not come to
+        // that any more.
+        let no_room = error.kind() == ErrorKind::NoSpace;
+        self.clearing.under_way &= no_room;
         // Without room here the door must say so, rather than let writers wait.
-        if error.kind() == ErrorKind::NoSpace {
+        if no_room {
             self.give_up_reclaim();
         }
         self.publish_space();
@@ -213,9 +217,12 @@ impl Mapper {
             self.engine.journal.set_stuck(Some(error));
         }
         let failing_for = now.saturating_sub(self.failing_since.unwrap_or(now));
-        let pause = match error.kind() {
-            ErrorKind::NoSpace => (failing_for / 8).clamp(RETRY_AFTER, RETRY_AFTER_MAX),
-            _ => RETRY_AFTER,
+        let pause = match no_room {
+            true if !self.clearing.under_way => {
+                (failing_for / 8).clamp(RETRY_AFTER, RETRY_AFTER_MAX)
+            }
+            true => RETRY_WHILE_CLEARING,
+            false => RETRY_AFTER,
         };
         self.engine.env.sleep(pause).await;
         self.engine.pool.members.iter().for_each(|member| member.may_have_room());
