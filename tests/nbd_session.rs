@@ -488,6 +488,25 @@ fn a_slow_handshake_is_cut_off() {
     });
 }
 
+/// As of those that list many exports and ask about each.
+#[test]
+fn a_client_that_asks_much_gets_the_time_for_it() {
+    run(async {
+        let handshake_timeout = 4 * A_MOMENT;
+        let (target, _volume) = target(NbdOptions { handshake_timeout, ..NbdOptions::default() });
+        let (mut client, session) = connect(&target);
+        client.greet().await;
+        for _ in 0..8 {
+            tokio::time::sleep(A_MOMENT).await;
+            client.send_option(99, &[]).await;
+            assert_eq!(client.reply().await, 0x8000_0001, "unsupported");
+        }
+        client.go().await;
+        drop(client);
+        ended(session).await;
+    });
+}
+
 // spec: nbd-limits
 #[test]
 fn connections_above_the_limits_are_turned_away() {

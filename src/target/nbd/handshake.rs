@@ -8,7 +8,8 @@
 //! # Invariants
 //! * At most [`OPTION_DATA_BYTES_MAX`] bytes of one option are ever needed at once; what is longer
 //!   is thrown away as it comes and refused, or ends the connection.
-//! * At most `OPTIONS_MAX` options are answered, so a client cannot haggle for ever.
+//! * So many options are answered and no more ([`Handshake::options_max`]), so a client cannot haggle
+//!   for ever.
 
 use std::sync::Arc;
 
@@ -89,9 +90,10 @@ pub enum Step {
 enum State {
     ClientFlags,
     Option,
-    /// Throwing away this much of a refused option's data.
+    /// Throwing away this much of an option's data, which is then refused.
     Discard {
         option_number: u32,
+        error: OptionError,
         bytes: u32,
     },
 }
@@ -152,17 +154,17 @@ impl Handshake {
         match self.state {
             State::ClientFlags => self.take_client_flags(input),
             State::Option => self.take_option(input, out),
-            State::Discard { option_number, bytes } => {
+            State::Discard { option_number, error, bytes } => {
                 let taken = input.len().min(bytes_usize(u64::from(bytes)));
                 *input = input.split_at(taken).1;
                 let left = bytes - u32::try_from(taken).expect("at most `bytes`, a u32");
                 if left > 0 {
-                    self.state = State::Discard { option_number, bytes: left };
+                    self.state = State::Discard { option_number, error, bytes: left };
                     return Step::NeedBytes;
                 }
                 self.state = State::Option;
                 let mut reply = OptionReply { out, number: option_number };
-                reply.error(OptionError::TooBig, "option data larger than 64 KiB");
+                reply.error(error, "option data larger than 64 KiB");
                 Step::Answered
             }
         }
@@ -192,28 +194,66 @@ impl Handshake {
             return Step::Drop("bad option magic");
         };
         if header.data_bytes > OPTION_DATA_BYTES_MAX {
-            if header.data_bytes > OPTION_DATA_DISCARD_MAX || header.option == NbdOption::ExportName
-            {
-                return Step::Drop("option data too large");
-            }
             *input = rest;
-            self.state = State::Discard { option_number: header.number, bytes: header.data_bytes };
-            return Step::Answered;
+            return self.refuse_large(header, out);
         }
         let Some((data, rest)) = rest.split_at_checked(bytes_usize(header.data_bytes.into()))
         else {
             return Step::NeedBytes;
         };
         *input = rest;
-        self.options_answered += 1;
-        if self.options_answered > OPTIONS_MAX && self.options_answered > self.options_max() {
+        if self.is_one_too_many() {
             return Step::Drop("too many options");
         }
         self.answer(header, data, out)
     }
 
+    /// Refuses an option whose data is more than we look at, as it would be with less. Absurd lengths,
+    /// and EXPORT_NAME, which has no error, end the connection.
+    fn refuse_large(&mut self, header: OptionHeader, out: &mut Vec<u8>) -> Step {
+        if self.is_one_too_many() {
+            return Step::Drop("too many options");
+        }
+        let number = header.number;
+        match header.option {
+            _ if header.data_bytes > OPTION_DATA_DISCARD_MAX => {
+                return Step::Drop("option data too large");
+            }
+            NbdOption::ExportName => return Step::Drop("option data too large"),
+            // It ends here whatever comes with it.
+            NbdOption::Abort => return self.answer(header, &[], out),
+            _ if !self.client.fixed_newstyle => return self.answer(header, &[], out),
+            NbdOption::SetMetaContext => self.selection = None,
+            _ => {}
+        }
+        let error = match self.waits_for_tls(header.option) {
+            true => OptionError::TlsRequired,
+            false => OptionError::TooBig,
+        };
+        self.state = State::Discard { option_number: number, error, bytes: header.data_bytes };
+        Step::Answered
+    }
+
+    /// Counts an option; true if no more are answered.
+    fn is_one_too_many(&mut self) -> bool {
+        self.options_answered += 1;
+        self.options_answered > OPTIONS_MAX && self.options_answered > self.options_max()
+    }
+
     fn options_max(&self) -> usize {
         OPTIONS_MAX + self.directory.list().len() * OPTIONS_MAX_PER_EXPORT
+    }
+
+    /// Options taken so far.
+    #[must_use]
+    pub fn options_answered(&self) -> usize {
+        self.options_answered
+    }
+
+    /// Whether an option may be used only once the stream is encrypted.
+    fn waits_for_tls(&self, option: NbdOption) -> bool {
+        let before = matches!(option, NbdOption::StartTls | NbdOption::Abort);
+        self.tls == TlsMode::Required && !self.in_tls && !before
     }
 
     /// Answers one whole option.
@@ -224,15 +264,12 @@ impl Handshake {
             );
         }
         let mut reply = OptionReply { out, number: header.number };
-        if self.tls == TlsMode::Required && !self.in_tls {
-            match header.option {
-                NbdOption::StartTls | NbdOption::Abort => {}
-                NbdOption::ExportName => return Step::Drop("EXPORT_NAME without TLS"),
-                _ => {
-                    reply.error(OptionError::TlsRequired, "this server requires TLS");
-                    return Step::Answered;
-                }
+        if self.waits_for_tls(header.option) {
+            if header.option == NbdOption::ExportName {
+                return Step::Drop("EXPORT_NAME without TLS");
             }
+            reply.error(OptionError::TlsRequired, "this server requires TLS");
+            return Step::Answered;
         }
         match header.option {
             NbdOption::ExportName => return self.export_name(data, out),
@@ -514,8 +551,13 @@ mod tests {
             self.out.clear();
             let bytes = message(option, data);
             let mut input = bytes.as_slice();
-            let step = self.handshake.advance(&mut input, &mut self.out);
-            if !matches!(step, Step::Drop(_)) {
+            let mut step = self.handshake.advance(&mut input, &mut self.out);
+            if data.len() > bytes_usize(OPTION_DATA_BYTES_MAX.into())
+                && matches!(step, Step::Answered)
+            {
+                step = self.handshake.advance(&mut input, &mut self.out);
+            }
+            if !matches!(step, Step::Drop(_) | Step::Close) {
                 assert!(input.is_empty(), "options are taken whole");
             }
             step
@@ -625,6 +667,9 @@ mod tests {
     #[test]
     fn large_option_data_is_thrown_away_and_absurd_data_drops() {
         let mut client = Client::new(TlsMode::Off);
+        assert_eq!(client.replies(8, &[]), [ACK]);
+        assert_eq!(client.replies(10, &contexts("a", &["base:allocation"])), [4, ACK]);
+        client.out.clear();
         let bytes = message(10, &vec![0; 100_000]);
         let mut input = bytes.as_slice();
         assert!(matches!(client.handshake.advance(&mut input, &mut client.out), Step::Answered));
@@ -634,12 +679,26 @@ mod tests {
         let step = client.handshake.advance(&mut second, &mut client.out);
         assert!(matches!(step, Step::Answered) && second.is_empty());
         assert_eq!(client.out[12..16], TOO_BIG.to_be_bytes());
-        assert_eq!(client.replies(8, &[]), [ACK]);
+        let negotiated = agreed(client.send(7, &info("a", &[])));
+        assert!(!negotiated.base_allocation, "every SET replaces what was selected");
 
         let mut absurd = message(10, &[]);
         absurd[12..16].copy_from_slice(&(OPTION_DATA_DISCARD_MAX + 1).to_be_bytes());
         let step = client.handshake.advance(&mut absurd.as_slice(), &mut client.out);
         assert!(matches!(step, Step::Drop(_)));
+    }
+
+    #[test]
+    fn large_option_data_changes_nothing_else_about_an_option() {
+        let large = vec![0; 70_000];
+        let mut client = Client::new(TlsMode::Required);
+        assert_eq!(client.replies(8, &large), [TLS_REQUIRED]);
+        assert!(matches!(client.send(2, &large), Step::Close));
+        let mut client = Client::new(TlsMode::Off);
+        for _ in 0..client.handshake.options_max() {
+            assert_eq!(client.replies(99, &large), [TOO_BIG]);
+        }
+        assert!(matches!(client.send(99, &large), Step::Drop(_)));
     }
 
     // spec: nbd-option-no-data

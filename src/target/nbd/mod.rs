@@ -69,6 +69,9 @@ pub mod wire;
 
 /// Time a goodbye may take before the socket is just closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time that each option adds to the handshake's: libnbd asks about each of all exports, and its
+/// questions come in two segments, of which TCP delays the second by 0.2 s.
+const OPTION_TIME: Duration = Duration::from_millis(500);
 /// Answers of the handshake that gather before they are sent.
 const ANSWERS_BYTES_MAX: usize = 64 * 1024;
 /// What the handshake asks of the stream at once.
@@ -83,7 +86,7 @@ pub struct NbdOptions {
     pub connections_max: usize,
     /// Of these, how many may be in the handshake; if more come, the oldest is dropped.
     pub handshakes_max: usize,
-    /// Time from accept to the choice of an export.
+    /// Time from accept to the choice of an export, besides `OPTION_TIME` for each option.
     pub handshake_timeout: Duration,
     /// Time clients get to take their last replies when the node stops.
     pub shutdown_timeout: Duration,
@@ -413,19 +416,27 @@ impl Haggling {
     ) -> Result<Haggled, String> {
         let mut received = std::mem::take(&mut self.received);
         let mut out = std::mem::take(&mut self.out);
-        let haggled = self.limited(haggle(stream, handshake, &mut received, &mut out)).await?;
-        self.received = received;
-        haggled
+        loop {
+            let before = handshake.options_answered();
+            let haggled =
+                self.limited(haggle(stream, handshake, &mut received, &mut out)).await??;
+            if let Some(haggled) = haggled {
+                self.received = received;
+                return Ok(haggled);
+            }
+            let answered = handshake.options_answered() - before;
+            self.deadline += OPTION_TIME * u32::try_from(answered).unwrap_or(u32::MAX);
+        }
     }
 }
 
-/// Answers one option after the other.
+/// Answers the options that have come and waits for more; `None` if there is no outcome yet.
 async fn haggle<S: ByteStream>(
     stream: &mut S,
     handshake: &mut Handshake,
     received: &mut Vec<u8>,
     out: &mut Vec<u8>,
-) -> Result<Haggled, String> {
+) -> Result<Option<Haggled>, String> {
     loop {
         let mut input = received.as_slice();
         let step = handshake.advance(&mut input, out);
@@ -439,9 +450,9 @@ async fn haggle<S: ByteStream>(
         }
         match step {
             Step::Answered | Step::Drop(_) => {}
-            Step::Transmission(negotiated) => return Ok(Haggled::Agreed(negotiated)),
-            Step::Close => return Ok(Haggled::Closed),
-            Step::StartTls if received.is_empty() => return Ok(Haggled::StartTls),
+            Step::Transmission(negotiated) => return Ok(Some(Haggled::Agreed(negotiated))),
+            Step::Close => return Ok(Some(Haggled::Closed)),
+            Step::StartTls if received.is_empty() => return Ok(Some(Haggled::StartTls)),
             Step::StartTls => return Err("plain text after STARTTLS".to_owned()),
             Step::NeedBytes => {
                 let room = RECEIVED_BYTES_MAX - received.len();
@@ -450,6 +461,7 @@ async fn haggle<S: ByteStream>(
                 if got.map_err(|error| format!("receive: {error}"))? == 0 {
                     return Err("client closed the connection".to_owned());
                 }
+                return Ok(None);
             }
         }
     }
