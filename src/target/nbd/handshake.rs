@@ -8,7 +8,7 @@
 //! # Invariants
 //! * At most [`OPTION_DATA_BYTES_MAX`] bytes of one option are ever needed at once; what is longer
 //!   is thrown away as it comes and refused, or ends the connection.
-//! * So many options are answered and no more ([`Handshake::options_max`]), so a client cannot haggle
+//! * So many options are answered and no more (`Handshake::options_max`), so a client cannot haggle
 //!   for ever.
 
 use std::sync::Arc;
