@@ -218,6 +218,7 @@ fn image() -> Arc<Image> {
                     size_bytes: VOLUME_BYTES,
                     logical_block_bytes: 4096,
                     read_only: false,
+                    write_cache: false,
                 };
                 pod.create_volume(spec).await.expect("created");
             }

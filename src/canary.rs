@@ -9,6 +9,12 @@
 pub enum Bug {
     /// A batch is acknowledged and visible when it is submitted.
     AckedAtSubmit,
+    /// A flush does not wait for what a write cache holds.
+    FlushIgnored,
+    /// Readers do not look into a write cache.
+    VolatileUnseen,
+    /// What was acknowledged from memory replaces what is durable in the write buffer.
+    VolatileInBuffer,
     /// A batch is acknowledged on m devices instead of m + 1.
     AckedOnTooFew,
     /// Journal batches are written without durability.
@@ -105,8 +111,11 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 47] = [
+    pub const ALL: [Self; 50] = [
         Self::AckedAtSubmit,
+        Self::FlushIgnored,
+        Self::VolatileUnseen,
+        Self::VolatileInBuffer,
         Self::AckedOnTooFew,
         Self::JournalNotDurable,
         Self::CopiesNotCompleted,

@@ -115,6 +115,7 @@ async fn create_volume(pod: &Arc<Pod>, name: &str) {
         size_bytes: 1 << 30,
         logical_block_bytes: 4096,
         read_only: false,
+        write_cache: false,
     };
     pod.create_volume(spec).await.expect("create");
 }

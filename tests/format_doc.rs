@@ -173,6 +173,23 @@ fn table_pages_and_roots_are_encoded_as_drawn() {
     assert_eq!(names, order);
 }
 
+/// With every field that may be left out, but reservations.
+fn volume() -> VolumeRecord {
+    VolumeRecord {
+        id: 1,
+        name: "V".to_owned(),
+        uuid: Uuid::nil(),
+        size_bytes: 4096,
+        logical_block_bytes: 512,
+        read_only: false,
+        branch: 2,
+        head: 3,
+        hosts: Some(["nqn.h".to_owned()].into()),
+        reservations: None,
+        write_cache: true,
+    }
+}
+
 /// Every name in the JSON of a catalog that has everything.
 #[test]
 fn the_catalog_is_drawn_with_every_name() {
@@ -190,27 +207,16 @@ fn the_catalog_is_drawn_with_every_name() {
         registrants: [(Uuid::nil(), 1)].into(),
         held: Some(Hold { kind, host: None }),
     };
-    let volume = VolumeRecord {
-        id: 1,
-        name: "V".to_owned(),
-        uuid: Uuid::nil(),
-        size_bytes: 4096,
-        logical_block_bytes: 512,
-        read_only: false,
-        branch: 2,
-        head: 3,
-        hosts: Some(["nqn.h".to_owned()].into()),
-        reservations: None,
-    };
     let key = |byte| DhchapKey::from_random(None, &[byte; 64]);
     let keys = HostKeys { key: key(1), ctrl_key: Some(key(2)) };
     let tls = TlsKey::from_random(None, &[3; 64]);
     let mut changes = vec![
-        CatalogChange::CreateVolume(volume),
+        CatalogChange::CreateVolume(volume()),
         CatalogChange::ResizeVolume { id: 1, size_bytes: 8192 },
         CatalogChange::AddHost(HostRecord { nqn: "nqn.h".to_owned(), dhchap: Some(keys), tls }),
         CatalogChange::SetHostKeys { nqn: "nqn.h".to_owned(), dhchap: None },
         CatalogChange::SetVolumeHosts { id: 1, hosts: Some(BTreeSet::new()) },
+        CatalogChange::SetWriteCache { id: 1, write_cache: true },
     ];
     let set = |kind| CatalogChange::SetReservations { id: 1, reservations: reservations(kind) };
     changes.extend(kinds.map(set));
@@ -220,10 +226,10 @@ fn the_catalog_is_drawn_with_every_name() {
         catalog.apply(lsn, change);
         json.extend(change.encode());
     }
+    let nqn = || "nqn.h".to_owned();
     json.extend(CatalogChange::DeleteVolume { id: 1 }.encode());
-    let change = CatalogChange::SetHostTlsKey { nqn: "nqn.h".to_owned(), tls: None };
-    json.extend(change.encode());
-    json.extend(CatalogChange::RemoveHost { nqn: "nqn.h".to_owned() }.encode());
+    json.extend(CatalogChange::SetHostTlsKey { nqn: nqn(), tls: None }.encode());
+    json.extend(CatalogChange::RemoveHost { nqn: nqn() }.encode());
     json.extend(catalog.encode());
 
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/format.md");

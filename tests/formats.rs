@@ -126,6 +126,7 @@ fn write_the_fixture() {
                     size_bytes: 1 << 30,
                     logical_block_bytes: 512,
                     read_only: false,
+                    write_cache: false,
                 };
                 pod.create_volume(spec).await.expect("created");
             }

@@ -50,6 +50,7 @@ async fn pod(env: &EnvRef, disks: &[SimDisk], format: &FormatOptions) -> (Arc<Po
         size_bytes: 512 * MIB,
         logical_block_bytes: 512,
         read_only: false,
+        write_cache: false,
     };
     pod.create_volume(spec).await.expect("created");
     let volume = pod.find("v").expect("there");
@@ -192,6 +193,7 @@ fn without_room_below_any_device_for_long_what_is_deleted_makes_room_for_what_wa
             size_bytes: 8 << 30,
             logical_block_bytes: 4096,
             read_only: false,
+            write_cache: false,
         };
         pod.create_volume(spec).await.expect("created");
         let other = pod.find("other").expect("there");
@@ -298,6 +300,7 @@ fn a_catalog_longer_than_a_checkpoint_has_room_for_is_refused() {
             size_bytes: MIB,
             logical_block_bytes: 4096,
             read_only: false,
+            write_cache: false,
         };
         let mut count = 0;
         let error = loop {
@@ -379,6 +382,7 @@ fn a_deleted_volume_gives_back_what_was_promised_to_it() {
                 size_bytes: 16 * MIB,
                 logical_block_bytes: 4096,
                 read_only: false,
+                write_cache: false,
             };
             pod.create_volume(spec).await.expect("created");
             let short_lived = pod.find("short-lived").expect("there");
@@ -483,6 +487,7 @@ fn who_writes_while_a_large_trim_of_a_full_pod_is_cleared_waits_and_is_not_refus
             size_bytes: VOLUME_BYTES,
             logical_block_bytes: 4096,
             read_only: false,
+            write_cache: false,
         };
         pod.create_volume(spec).await.expect("created");
         let volume = pod.find("big").expect("there");
@@ -535,6 +540,7 @@ fn zeroes_that_a_full_pod_has_no_room_to_call_allocated_are_holes() {
             size_bytes: VOLUME_BYTES,
             logical_block_bytes: 4096,
             read_only: false,
+            write_cache: false,
         };
         pod.create_volume(spec).await.expect("created");
         let thin = pod.find("thin").expect("there");

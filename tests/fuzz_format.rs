@@ -208,6 +208,7 @@ fn volume(random: &mut Random) -> VolumeRecord {
         head: number(random) >> 1,
         hosts: (random.below(2) == 0).then(|| ["nqn.h".to_owned()].into()),
         reservations: (random.below(2) == 0).then(|| reservations(random)),
+        write_cache: random.below(2) == 0,
     }
 }
 

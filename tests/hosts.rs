@@ -34,6 +34,7 @@ async fn format(env: &EnvRef, disks: &[SimDisk]) {
         size_bytes: 1 << 20,
         logical_block_bytes: 512,
         read_only: false,
+        write_cache: false,
     };
     open(env, disks).await.create_volume(spec).await.expect("create");
 }

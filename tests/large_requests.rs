@@ -46,6 +46,7 @@ async fn new_pod(env: &EnvRef, disks: &[SimDisk]) -> Arc<Pod> {
         size_bytes: VOLUME_BYTES,
         logical_block_bytes: 4096,
         read_only: false,
+        write_cache: false,
     };
     pod.create_volume(spec).await.expect("create");
     pod

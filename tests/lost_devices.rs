@@ -130,6 +130,7 @@ async fn new_pod(scratch: &Scratch, env: &EnvRef) -> (Arc<Pod>, VolumeRef) {
         size_bytes: 16 << 20,
         logical_block_bytes: 4096,
         read_only: false,
+        write_cache: false,
     };
     pod.create_volume(spec).await.expect("created");
     let volume = pod.find("volume").expect("found");

@@ -80,7 +80,13 @@ async fn create(env: &EnvRef, disks: &[SimDisk]) -> Arc<Pod> {
     Pod::format(env, &devices, &format).await.unwrap();
     let pod = open(env, disks).await;
     let (name, size_bytes) = ("v".to_owned(), BLOCKS * 4096);
-    let spec = VolumeSpec { name, size_bytes, logical_block_bytes: 512, read_only: false };
+    let spec = VolumeSpec {
+        name,
+        size_bytes,
+        logical_block_bytes: 512,
+        read_only: false,
+        write_cache: false,
+    };
     pod.create_volume(spec).await.unwrap();
     pod
 }
@@ -707,8 +713,13 @@ impl Files {
             let pod = Pod::open(env, devices, options).await.unwrap();
             if first {
                 let (name, size_bytes) = ("v".to_owned(), 16 << 20);
-                let spec =
-                    VolumeSpec { name, size_bytes, logical_block_bytes: 512, read_only: false };
+                let spec = VolumeSpec {
+                    name,
+                    size_bytes,
+                    logical_block_bytes: 512,
+                    read_only: false,
+                    write_cache: false,
+                };
                 assert_eq!(pod.create_volume(spec).await.unwrap().id, 1);
             }
             let options = SubsystemOptions::new(pod.status().uuid);

@@ -43,6 +43,7 @@ use host::kind;
 use host::run;
 use host::serve;
 use host::serve_to;
+use host::serve_volume;
 use host::sqe;
 
 /// Statuses, with DNR.
@@ -391,6 +392,34 @@ fn a_fused_compare_and_write_is_one_and_its_halves_fail_together() {
         host.command(&half(WRITE, 2, 16, 8, 0x01, 8192), &[4; 8192]).await;
         assert_eq!(host.next().await.status(), (16, FUSED_FAILED));
         assert_eq!(host.read(17, 8, 1).await, [4; 512]);
+    });
+}
+
+#[test]
+fn a_write_cache_is_flushed_before_a_change_is_answered() {
+    run(async {
+        let volume = MemoryVolume::new("v", 64 << 20).with_write_cache();
+        let served = serve_volume(volume, UnknownHosts::Loopback, NvmeTcpOptions::default());
+        let (_admin, id, _) = Host::admin(&served, 0).await;
+        let (mut host, _session) = Host::queue(&served, id, 1, 0).await;
+        host.write_in_capsule(1, 0, &[1; 4096]).await;
+        assert_eq!(served.volume.unflushed(), 0, "write");
+        host.command(&sqe(0x08, 2, 1, &[0, 0, 7], 0x5a, 0), &[]).await;
+        host.success(2).await;
+        assert_eq!(served.volume.unflushed(), 0, "write zeroes");
+        let mut range = [0; 16];
+        range[4..8].copy_from_slice(&8_u32.to_le_bytes());
+        host.command(&sqe(0x09, 3, 1, &[0, 4], 0x01, 16), &range).await;
+        host.success(3).await;
+        assert_eq!(served.volume.unflushed(), 0, "deallocate");
+        for (cid, opcode, fuse) in [(4, 0x05, 1), (5, WRITE, 2)] {
+            let mut half = sqe(opcode, cid, 1, &[0, 0, 0], 0x01, 512);
+            half[1] |= fuse;
+            host.command(&half, &[0; 512]).await;
+        }
+        host.success(4).await;
+        host.success(5).await;
+        assert_eq!(served.volume.unflushed(), 0, "compare and write");
     });
 }
 

@@ -94,6 +94,7 @@ fn replaced_devices_carry_their_share_again() {
             size_bytes: 1 << 30,
             logical_block_bytes: 4096,
             read_only: false,
+            write_cache: false,
         };
         pod.create_volume(spec).await.expect("create");
         write_all(&pod).await;

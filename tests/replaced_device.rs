@@ -47,6 +47,7 @@ impl Lab {
                 size_bytes: 1 << 30,
                 logical_block_bytes: 4096,
                 read_only: false,
+                write_cache: false,
             };
             pod.create_volume(spec).await.expect("created");
             let volume = pod.find("v").expect("there");

@@ -61,6 +61,7 @@ impl Lab {
                 size_bytes: 1 << 30,
                 logical_block_bytes: 4096,
                 read_only: false,
+                write_cache: false,
             };
             pod.create_volume(spec).await.expect("create");
             let volume = pod.find("v").expect("created");

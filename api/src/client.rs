@@ -44,6 +44,7 @@ use crate::Stats;
 use crate::Task;
 use crate::Volume;
 use crate::VolumeHosts;
+use crate::WriteCache;
 
 /// How long one request may take: a change waits for the pod's devices, and a device is given up
 /// long before this.
@@ -222,6 +223,12 @@ impl Client {
     ) -> Result<Volume, ClientError> {
         let path = format!("{}/hosts", volume_path(name));
         decode(&self.request(Method::PUT, &path, encode(hosts)).await?)
+    }
+
+    /// Turns a volume's write cache on or off; durable when it returns.
+    pub async fn set_write_cache(&self, name: &str, enabled: bool) -> Result<Volume, ClientError> {
+        let path = format!("{}/write-cache", volume_path(name));
+        decode(&self.request(Method::PUT, &path, encode(&WriteCache { enabled })).await?)
     }
 
     /// Takes all reservations off a volume; durable when it returns.

@@ -13,6 +13,7 @@
 //! | `PATCH /v1/volumes/{name}` | [`ResizeVolume`] | [`Volume`] |
 //! | `DELETE /v1/volumes/{name}` | | 204 |
 //! | `PUT /v1/volumes/{name}/hosts` | [`VolumeHosts`] | [`Volume`] |
+//! | `PUT /v1/volumes/{name}/write-cache` | [`WriteCache`] | [`Volume`] |
 //! | `DELETE /v1/volumes/{name}/reservations` | | 204 |
 //! | `GET /v1/hosts` | | array of [`Host`], in order of NQN |
 //! | `POST /v1/hosts` | [`AddHost`] | 201 and the [`Host`] |
@@ -233,6 +234,9 @@ pub struct Volume {
     /// What NVMe hosts have reserved; absent or null if none has registered.
     #[serde(default)]
     pub reservations: Option<Reservations>,
+    /// Whether writes over NBD are acknowledged from memory, and durable once flushed.
+    #[serde(default)]
+    pub write_cache: bool,
 }
 
 /// NVMe hosts that share a volume, by Host Identifier. (NVMe Base 1.4, 8.8)
@@ -358,6 +362,9 @@ pub struct CreateVolume {
     /// Whether hosts may only read.
     #[serde(default)]
     pub read_only: bool,
+    /// Whether writes over NBD are acknowledged from memory, and durable once flushed.
+    #[serde(default)]
+    pub write_cache: bool,
 }
 
 fn default_logical_block_bytes() -> u32 {
@@ -371,6 +378,16 @@ fn default_logical_block_bytes() -> u32 {
 pub struct ResizeVolume {
     /// The new size; a multiple of 4096 bytes and not below the present one.
     pub size_bytes: u64,
+}
+
+/// What `PUT /v1/volumes/{name}/write-cache` takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct WriteCache {
+    /// Whether writes over NBD are acknowledged from memory, and durable once flushed. Turning it off
+    /// makes durable what was acknowledged before.
+    pub enabled: bool,
 }
 
 /// Why a request failed, as `application/problem+json` (RFC 9457).

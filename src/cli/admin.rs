@@ -20,6 +20,7 @@ use super::ExportCommand;
 use super::OutputArguments;
 use super::Place;
 use super::PodCommand;
+use super::Switch;
 use super::VolumeCommand;
 use super::doctor;
 use super::exit::FAILED;
@@ -122,9 +123,14 @@ fn started(now: &Stats) -> Stats {
 
 fn volume(command: VolumeCommand, node: Client) -> Result<(), Failure> {
     match command {
-        VolumeCommand::Create { name, size, block_size, read_only, output } => {
-            let volume =
-                CreateVolume { name, size_bytes: size, logical_block_bytes: block_size, read_only };
+        VolumeCommand::Create { name, size, block_size, read_only, write_cache, output } => {
+            let volume = CreateVolume {
+                name,
+                size_bytes: size,
+                logical_block_bytes: block_size,
+                read_only,
+                write_cache,
+            };
             let created = ask(node, async |client| client.create_volume(&volume).await)?;
             show(&output, &created, volume_text)
         }
@@ -143,6 +149,11 @@ fn volume(command: VolumeCommand, node: Client) -> Result<(), Failure> {
         VolumeCommand::Hosts { name, only, all, output } => {
             let hosts = VolumeHosts { hosts: (!all).then(|| only.into_iter().collect()) };
             let set = ask(node, async |client| client.set_volume_hosts(&name, &hosts).await)?;
+            show(&output, &set, volume_text)
+        }
+        VolumeCommand::WriteCache { name, state, output } => {
+            let enabled = state == Switch::On;
+            let set = ask(node, async |client| client.set_write_cache(&name, enabled).await)?;
             show(&output, &set, volume_text)
         }
         VolumeCommand::Release { name, output } => {
@@ -306,6 +317,7 @@ fn volume_text(volume: &Volume) -> String {
         ("allocated", format_size(volume.allocated_bytes)),
         ("block", volume.logical_block_bytes.to_string()),
         ("access", access(volume).to_owned()),
+        ("write cache", if volume.write_cache { "on, over NBD" } else { "off" }.to_owned()),
         ("hosts", hosts(volume)),
         ("reserved", reserved(volume)),
     ])

@@ -364,6 +364,7 @@ mod tests {
             size_bytes: 8 << 30,
             logical_block_bytes: 512,
             read_only: false,
+            write_cache: false,
             allocated_bytes: 0,
             hosts: None,
             reservations: None,

@@ -89,6 +89,11 @@ const EXAMPLES: &[(&str, &str, &str)] = &[
         "weft volume hosts db --only nqn.2014-08.org.example:db1",
     ),
     ("weft volume hosts", "Serve it to all again", "weft volume hosts db --all"),
+    (
+        "weft volume write-cache",
+        "Before a bulk load, and off again after it",
+        "weft volume write-cache db on",
+    ),
     ("weft volume release", "After a host that held it is gone", "weft volume release db"),
     ("weft volume delete", "With all its data", "weft volume delete db"),
     ("weft export show", "Lines for nvme-cli, nbdtab, fstab and qemu", "weft export show db"),

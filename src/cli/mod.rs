@@ -363,6 +363,10 @@ enum VolumeCommand {
         /// Hosts may only read
         #[arg(long)]
         read_only: bool,
+        /// Acknowledge writes over NBD from memory: quicker, but a crash takes what was not flushed.
+        /// Without it every write is durable when it is acknowledged
+        #[arg(long)]
+        write_cache: bool,
         #[command(flatten)]
         output: OutputArguments,
     },
@@ -399,6 +403,16 @@ enum VolumeCommand {
         #[command(flatten)]
         output: OutputArguments,
     },
+    /// Turn a volume's write cache on or off: with it, writes over NBD are acknowledged from memory and
+    /// durable once flushed
+    WriteCache {
+        /// Its name
+        name: String,
+        /// Off makes durable what was acknowledged before
+        state: Switch,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
     /// Take all reservations off a volume, of whatever hosts: for when a host that holds it is gone
     /// for good
     Release {
@@ -414,6 +428,12 @@ enum VolumeCommand {
         #[command(flatten)]
         output: OutputArguments,
     },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Debug, Subcommand)]

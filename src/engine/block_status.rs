@@ -2,7 +2,7 @@
 
 use super::Engine;
 use super::layer::Layer;
-use super::layer::LayerState;
+use super::layer::LayerView;
 use super::map::Load;
 use crate::error::Result;
 use crate::format::location::Location;
@@ -59,7 +59,7 @@ impl Engine {
                 }
                 leaves_left -= 1;
             }
-            let found = next_run(&mut layer.state.lock(), at, end);
+            let found = next_run(layer.view(), at, end);
             let (state, next) = match found {
                 Ok(run) => run,
                 Err(load) => {
@@ -80,8 +80,8 @@ impl Engine {
 }
 
 /// The state of block `at` and the first block past it that may differ.
-fn next_run(state: &mut LayerState, at: u64, end: u64) -> Result<(BlockState, u64), Load> {
-    let (record, run_end) = state.index.run(at, end);
+fn next_run(mut layer: LayerView<'_>, at: u64, end: u64) -> Result<(BlockState, u64), Load> {
+    let (record, run_end) = layer.buffered_run(at, end);
     if let Some(record) = record {
         let kind = match (record.header.kind, record.header.keep_allocated) {
             (RecordKind::Zero, true) => BlockState::Zero,
@@ -91,15 +91,16 @@ fn next_run(state: &mut LayerState, at: u64, end: u64) -> Result<(BlockState, u6
         return Ok((kind, run_end));
     }
     let leaf = at / NODE_ENTRIES as u64;
-    let next_leaf = state.map.next_leaf(leaf)?.unwrap_or(u64::MAX);
+    let map = layer.map();
+    let next_leaf = map.next_leaf(leaf)?.unwrap_or(u64::MAX);
     if next_leaf > leaf {
         let hole_end = next_leaf.saturating_mul(NODE_ENTRIES as u64).min(run_end);
         return Ok((BlockState::Hole, hole_end));
     }
-    let kind = BlockState::from(state.map.get(Lba(at))?);
+    let kind = BlockState::from(map.get(Lba(at))?);
     let run_end = run_end.min((leaf + 1) * NODE_ENTRIES as u64);
     let mut next = at + 1;
-    while next < run_end && BlockState::from(state.map.get(Lba(next))?) == kind {
+    while next < run_end && BlockState::from(map.get(Lba(next))?) == kind {
         next += 1;
     }
     Ok((kind, next))

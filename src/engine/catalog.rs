@@ -47,6 +47,10 @@ pub struct VolumeRecord {
     /// How hosts share it; catalogs older than the field have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reservations: Option<Reservations>,
+    /// Writes are acknowledged from memory and durable once flushed; not in catalogs older than the
+    /// field.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub write_cache: bool,
 }
 
 /// A host that may connect from anywhere.
@@ -185,6 +189,13 @@ pub enum CatalogChange {
         /// See [`VolumeRecord::hosts`].
         hosts: Option<BTreeSet<String>>,
     },
+    /// Turns a volume's volatile write cache on or off.
+    SetWriteCache {
+        /// Which.
+        id: u64,
+        /// See [`VolumeRecord::write_cache`].
+        write_cache: bool,
+    },
     /// A host may connect.
     AddHost(HostRecord),
     /// A host has other keys than before, or none.
@@ -280,6 +291,11 @@ impl Catalog {
                     volume.hosts.clone_from(hosts);
                 }
             }
+            CatalogChange::SetWriteCache { id, write_cache } => {
+                if let Some(volume) = self.volumes.get_mut(id) {
+                    volume.write_cache = *write_cache;
+                }
+            }
             CatalogChange::AddHost(host) => {
                 self.hosts.insert(host.nqn.clone(), host.clone());
             }
@@ -335,6 +351,7 @@ impl CatalogChange {
             | Self::AddHost(_)
             | Self::SetHostKeys { .. }
             | Self::SetHostTlsKey { .. } => true,
+            Self::SetWriteCache { write_cache, .. } => *write_cache,
             Self::ResizeVolume { .. } | Self::DeleteVolume { .. } | Self::RemoveHost { .. } => {
                 false
             }
@@ -381,6 +398,7 @@ mod tests {
             head: id + 2,
             hosts: None,
             reservations: None,
+            write_cache: false,
         }
     }
 
@@ -409,6 +427,25 @@ mod tests {
         );
         assert_eq!(catalog.volumes[&1].reservations, Some(reservations));
         assert_eq!(Catalog::decode(&catalog.encode()).expect("own JSON"), catalog);
+    }
+
+    #[test]
+    fn write_caches_round_trip_and_catalogs_without_them_open() {
+        let mut catalog = Catalog::new(Vec::new());
+        catalog.apply(1, &CatalogChange::CreateVolume(volume(1, "db")));
+        let before = String::from_utf8(catalog.encode()).expect("JSON");
+        assert!(!before.contains("write_cache"), "older builds read it: {before}");
+        assert_eq!(Catalog::decode(before.as_bytes()).expect("as before the field"), catalog);
+        let [on, off, nowhere] = [(1, true), (1, false), (9, true)]
+            .map(|(id, write_cache)| CatalogChange::SetWriteCache { id, write_cache });
+        assert_eq!(CatalogChange::decode(&on.encode()).expect("own JSON"), on);
+        catalog.apply(2, &on);
+        catalog.apply(3, &nowhere);
+        assert!(catalog.volumes[&1].write_cache);
+        assert_eq!(Catalog::decode(&catalog.encode()).expect("own JSON"), catalog);
+        catalog.apply(4, &off);
+        assert!(!catalog.volumes[&1].write_cache);
+        assert_eq!((on.grows(), off.grows()), (true, false), "turned off in a full catalog too");
     }
 
     #[test]

@@ -12,7 +12,11 @@
 //!   waits for that is given up once its batch is durable elsewhere: it is not late itself.
 //! * After a failure nothing later is acknowledged; the pod is read-only until reopened.
 //!
-//! Lock order: `seal` → `state`; `completion` → `state`; `completion` → layer.
+//! Entries of a volume with a volatile write cache are acknowledged as they are accepted; all else is the
+//! same for them, and [`Engine::settle`] waits until they are durable.
+//!
+//! Lock order: `seal` → `state`; `completion` → `state`; `completion` → layer; `state` → volatile
+//! cache.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -70,6 +74,9 @@ const BATCHES_IN_FLIGHT_MAX: usize = 4;
 const EAGER_BATCH_BYTES: u64 = 64 << 10;
 /// A copy later than this is also written to another device.
 const COPY_LATE: Duration = Duration::from_millis(500);
+/// Most bytes acknowledged from memory and not durable yet, in all volumes together: what others write
+/// durably waits behind them. Arbitrary: a few batches, so that the journal never runs dry.
+const VOLATILE_BYTES_MAX: u64 = 8 << 20;
 /// How often to look whether a device has finished its late copy.
 const LATE_POLL: Duration = Duration::from_millis(5);
 /// Smallest ring: a batch is at most an eighth of it and must hold the largest entry.
@@ -98,8 +105,10 @@ pub struct NewEntry {
 struct PendingEntry {
     lsn: Lsn,
     records: Vec<Arc<BufferedRecord>>,
+    /// Bytes of it that were acknowledged from memory: all or none.
+    volatile_bytes: u64,
     hold: Option<Arc<RangeGuard>>,
-    done: oneshot::Sender<Result<Lsn>>,
+    done: oneshot::Sender<Result<()>>,
 }
 
 struct InFlight {
@@ -142,6 +151,8 @@ struct State {
     spans: VecDeque<BatchSpan>,
     open: VecDeque<PendingEntry>,
     open_bytes: u64,
+    /// Bytes acknowledged from memory and not durable yet.
+    volatile_bytes: u64,
     in_flight: VecDeque<InFlight>,
     batches: u64,
     kick_scheduled: bool,
@@ -155,10 +166,12 @@ struct State {
 pub struct Journal {
     ring: u64,
     batch_bytes_max: u64,
+    volatile_bytes_max: u64,
     state: Mutex<State>,
     seal: Mutex<()>,
     completion: Mutex<()>,
-    /// Woken when the tail moves, or nothing more will be accepted.
+    /// Woken when the tail moves, what was acknowledged from memory became durable, or nothing more
+    /// will be accepted.
     room: Notify,
     /// Copies still under way per device after their batch was durable elsewhere.
     late_copies: Vec<AtomicUsize>,
@@ -169,6 +182,7 @@ impl Journal {
         Self {
             ring,
             batch_bytes_max: BATCH_BYTES_MAX.min(ring / 8),
+            volatile_bytes_max: VOLATILE_BYTES_MAX.min(ring / 8),
             state: Mutex::new(State {
                 next_lsn: start.next_lsn,
                 durable_lsn: Lsn(start.next_lsn.0 - 1),
@@ -179,6 +193,7 @@ impl Journal {
                 spans: start.spans,
                 open: VecDeque::new(),
                 open_bytes: 0,
+                volatile_bytes: 0,
                 in_flight: VecDeque::new(),
                 batches: 0,
                 kick_scheduled: false,
@@ -284,8 +299,13 @@ impl State {
         )
     }
 
-    /// Stamps an entry and puts it into the open batch.
-    fn accept(&mut self, entry: NewEntry, bytes: u64) -> oneshot::Receiver<Result<Lsn>> {
+    /// Stamps an entry and puts it into the open batch; hosts see it at once if it is volatile.
+    fn accept(
+        &mut self,
+        entry: NewEntry,
+        bytes: u64,
+        is_volatile: bool,
+    ) -> oneshot::Receiver<Result<()>> {
         let lsn = self.next_lsn;
         self.next_lsn = lsn.next();
         let branch = entry.layer.as_ref().map_or(BranchId(0), |layer| layer.branch);
@@ -303,9 +323,20 @@ impl State {
             })
         });
         let (done, receiver) = oneshot::channel();
-        let records = records.collect();
-        self.open.push_back(PendingEntry { lsn, records, hold: entry.hold, done });
+        let records: Vec<_> = records.collect();
+        let mut hold = entry.hold;
+        if is_volatile && let Some(layer) = &layer {
+            layer.volatile.insert(lsn, &records);
+            if planted(Bug::VolatileInBuffer) {
+                let mut state = layer.state.lock();
+                records.iter().for_each(|record| state.index.insert(record));
+            }
+            hold = None;
+        }
+        let volatile_bytes = if is_volatile { bytes } else { 0 };
+        self.open.push_back(PendingEntry { lsn, records, volatile_bytes, hold, done });
         self.open_bytes += bytes;
+        self.volatile_bytes += volatile_bytes;
         receiver
     }
 
@@ -327,10 +358,12 @@ struct SealedBatch {
 }
 
 impl Engine {
-    /// Appends an entry and waits until it is durable and visible. Returns its LSN.
+    /// Appends an entry and waits until it is durable and visible, or only visible if its layer has a
+    /// volatile write cache.
     ///
     /// # Durability
-    /// On `Ok` the entry is on stable storage of m+1 devices.
+    /// On `Ok` the entry is on stable storage of m+1 devices, or will be before [`Engine::settle`]
+    /// returns.
     ///
     /// # Errors
     /// `ShuttingDown`, or why the journal takes nothing: what made it fail, or, if it is full, what
@@ -338,41 +371,83 @@ impl Engine {
     ///
     /// # Cancellation
     /// Dropped before it was accepted, nothing happens; after, it becomes durable or fails whole.
-    pub(super) async fn append(self: &Arc<Self>, entry: NewEntry) -> Result<Lsn> {
+    pub(super) async fn append(self: &Arc<Self>, entry: NewEntry) -> Result<()> {
+        let is_volatile = entry.layer.as_ref().is_some_and(|layer| layer.volatile.is_enabled());
+        let durable = self.enter(entry, is_volatile).await?;
+        if is_volatile {
+            return Ok(());
+        }
+        durable
+            .await
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::ShuttingDown, "wait for journal")))
+    }
+
+    /// Waits until everything that was acknowledged from memory in `layer` is durable.
+    ///
+    /// # Errors
+    /// What made the journal fail: it is lost once the pod is reopened.
+    pub async fn settle(&self, layer: &Layer) -> Result<()> {
+        let newest = layer.volatile.newest();
+        loop {
+            let mut changed = std::pin::pin!(self.journal.room.notified());
+            changed.as_mut().enable();
+            {
+                let state = self.journal.state.lock();
+                if state.visible_lsn >= newest || planted(Bug::FlushIgnored) {
+                    return Ok(());
+                }
+                if let Some(error) = &state.failed {
+                    return Err(error.duplicate());
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Puts an entry into the open batch once there is room; what it returns is told when the entry is
+    /// durable and visible.
+    async fn enter(
+        self: &Arc<Self>,
+        entry: NewEntry,
+        is_volatile: bool,
+    ) -> Result<oneshot::Receiver<Result<()>>> {
         assert!(!entry.records.is_empty(), "an entry has at least one record");
         let bytes: u64 = entry.records.iter().map(|record| record.header.stride()).sum();
         assert!(batch_bytes(bytes) <= self.journal.batch_bytes_max, "an entry fits one batch");
         let journal = &self.journal;
         let mut entry = Some(entry);
-        let receiver = loop {
+        loop {
             let mut room = std::pin::pin!(journal.room.notified());
             room.as_mut().enable();
-            {
+            let fits = {
                 let mut state = journal.state.lock();
                 if let Some(error) = state.refusal() {
                     return Err(error);
                 }
                 let used = state.head - state.tail + state.open_bytes + bytes;
-                if used + 2 * journal.batch_bytes_max <= journal.ring {
+                let fits = used + 2 * journal.batch_bytes_max <= journal.ring;
+                let overtakes =
+                    is_volatile && state.volatile_bytes + bytes > journal.volatile_bytes_max;
+                if fits && !overtakes {
                     let entry = entry.take().expect("accepted once");
-                    let receiver = state.accept(entry, bytes);
+                    let receiver = state.accept(entry, bytes, is_volatile);
                     let schedule = !std::mem::replace(&mut state.kick_scheduled, true);
                     drop(state);
                     if schedule {
                         self.schedule_kick();
                     }
-                    break receiver;
+                    return Ok(receiver);
                 }
-                if let Some(error) = state.no_room_to_come() {
+                if let Some(error) = state.no_room_to_come().filter(|_| !fits) {
                     return Err(error);
                 }
+                fits
+            };
+            if !fits {
+                self.wake_mapper();
             }
-            self.wake_mapper();
             room.await;
-        };
-        receiver
-            .await
-            .unwrap_or_else(|_| Err(Error::new(ErrorKind::ShuttingDown, "wait for journal")))
+        }
     }
 
     /// Kicks after the current task has run on: what it appends meanwhile joins the batch.
@@ -506,11 +581,17 @@ impl Engine {
                     Err(error) => (Vec::new(), Some(fail_all(&mut state, error))),
                 }
             };
+            let mut settled_bytes = 0;
             for entry in ready {
                 self.make_visible(&entry.records);
                 self.journal.state.lock().visible_lsn = entry.lsn;
+                settled_bytes += entry.volatile_bytes;
                 drop(entry.hold);
-                let _ = entry.done.send(Ok(entry.lsn));
+                let _ = entry.done.send(Ok(()));
+            }
+            if settled_bytes > 0 {
+                self.journal.state.lock().volatile_bytes -= settled_bytes;
+                self.journal.room.notify_waiters();
             }
             if let Some((entries, error)) = failed {
                 event::raise(event::POD_READ_ONLY, "pod", error.chain());

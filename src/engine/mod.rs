@@ -5,6 +5,7 @@
 //! | [`mod@write`], [`record`] | bytes → records → entries |
 //! | [`journal`] | the redo log: batches, group commit, acknowledgement |
 //! | [`index`], [`map`], [`layer`] | where a block is: write buffer, map, both under one lock |
+//! | [`volatile`] | what was acknowledged before it is durable |
 //! | [`read`] | blocks → chunks → pieces |
 //! | `mapper` | the one task that fills segments and changes maps |
 //! | `checkpoint`, `recovery`, [`open`] | what a crash leaves and how it is opened again |
@@ -48,7 +49,6 @@ use crate::pool::Pool;
 use crate::units::BranchId;
 use crate::units::LayerId;
 use crate::units::Lba;
-use crate::units::Lsn;
 use crate::units::bytes_u64;
 use crate::units::format_size;
 
@@ -71,6 +71,7 @@ mod recovery;
 mod scrub;
 pub mod space;
 pub mod trim;
+pub mod volatile;
 pub mod write;
 
 use catalog::Catalog;
@@ -175,16 +176,17 @@ impl Engine {
         let Some(first) = records.first() else { return };
         if first.header.kind == RecordKind::CatalogChange {
             records.iter().for_each(|record| self.apply_change(record));
-        } else if let Some(layer) = &first.layer
-            && !layer.dropping.load(Ordering::Acquire)
-        {
+        } else if let Some(layer) = &first.layer {
             let mut state = layer.state.lock();
-            if planted(Bug::VisibleByHalves) {
+            if layer.dropping.load(Ordering::Acquire) {
+                // Nobody reads it any more.
+            } else if planted(Bug::VisibleByHalves) {
                 self.insert_one_by_one(records, layer);
                 records[..1].iter().for_each(|record| state.index.insert(record));
             } else {
                 records.iter().for_each(|record| state.index.insert(record));
             }
+            layer.volatile.remove(records);
         }
         let mut queue = self.buffer.lock();
         queue.bytes += records.iter().map(|record| record.header.stride()).sum::<u64>();
@@ -228,6 +230,7 @@ impl Engine {
             CatalogChange::CreateVolume(_)
             | CatalogChange::ResizeVolume { .. }
             | CatalogChange::SetVolumeHosts { .. }
+            | CatalogChange::SetWriteCache { .. }
             | CatalogChange::AddHost(_)
             | CatalogChange::SetHostKeys { .. }
             | CatalogChange::SetHostTlsKey { .. }
@@ -242,7 +245,7 @@ impl Engine {
     /// # Errors
     /// `NoSpace` if the catalog would be longer than the reserve has room for. `Poisoned` or
     /// `ShuttingDown`; whether the change survives a restart is then unknown.
-    pub async fn change_catalog(self: &Arc<Self>, change: &CatalogChange) -> Result<Lsn> {
+    pub async fn change_catalog(self: &Arc<Self>, change: &CatalogChange) -> Result<()> {
         let payload = change.encode();
         if change.grows() {
             self.check_catalog_room(payload.len())?;
@@ -445,6 +448,7 @@ impl Drop for Engine {
         for layer in self.layers.get_mut().by_id.values() {
             let index = std::mem::take(&mut layer.state.lock().index);
             drop(index);
+            layer.volatile.clear();
         }
     }
 }

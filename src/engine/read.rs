@@ -344,9 +344,9 @@ fn piece(run: &Run, chunk: Chunk) -> BlockPiece {
 
 /// Resolves all blocks under one lock, merging neighbours from one source.
 fn plan(layer: &Layer, lba: Lba, blocks: u64, runs: &mut Vec<Run>) -> Result<(), Load> {
-    let mut state = layer.state.lock();
+    let mut view = layer.view();
     for lba in lba.0..lba.0 + blocks {
-        let source = Source::from(state.resolve(Lba(lba))?);
+        let source = Source::from(view.resolve(Lba(lba))?);
         match runs.last_mut() {
             Some(run) if run.source.same(&source) => run.blocks += 1,
             _ => runs.push(Run { source, lba, blocks: 1 }),

@@ -56,7 +56,8 @@ impl Engine {
     /// Writes whole blocks. `hold` is the range lock on them.
     ///
     /// # Durability
-    /// On `Ok` the data is durable and visible. Up to [`ATOMIC_WRITE_BYTES`] are one entry.
+    /// On `Ok` the data is visible, and durable unless the layer has a volatile write cache. Up to
+    /// [`ATOMIC_WRITE_BYTES`] are one entry.
     ///
     /// # Errors
     /// `NoSpace` if the pod is full, `Poisoned` once durability was lost; larger writes may then be
@@ -128,7 +129,7 @@ impl Engine {
     ) -> Result<()> {
         let records = timed(&self.env, Stage::Space, self.promise_all(records)).await?;
         let entry = NewEntry { layer: Some(Arc::clone(layer)), records, hold: Some(hold) };
-        timed(&self.env, Stage::Journal, self.append(entry)).await.map(drop)
+        timed(&self.env, Stage::Journal, self.append(entry)).await
     }
 
     /// Gets room for every record that will occupy any: for all data at once, as entries that each

@@ -43,6 +43,7 @@ use weft_api::ResizeVolume;
 use weft_api::Stats;
 use weft_api::Task;
 use weft_api::VolumeHosts;
+use weft_api::WriteCache;
 
 use crate::env::EnvRef;
 use crate::env::LocalBoxFuture;
@@ -226,6 +227,14 @@ impl Management {
         Ok(volume)
     }
 
+    async fn set_write_cache(&self, name: String, enabled: bool) -> Result<VolumeInfo> {
+        let _change = self.changes.lock().await;
+        let set = move |pod: Arc<Pod>| -> LocalBoxFuture<Result<VolumeInfo>> {
+            Box::pin(async move { pod.set_write_cache(&name, enabled).await })
+        };
+        self.pod.call(set).await?
+    }
+
     /// Reads certificates, keys and the token again: all of them, or none if one is wrong.
     ///
     /// # Errors
@@ -334,6 +343,7 @@ fn checked(request: CreateVolume) -> Result<VolumeSpec> {
         size_bytes: request.size_bytes,
         logical_block_bytes: request.logical_block_bytes,
         read_only: request.read_only,
+        write_cache: request.write_cache,
     })
 }
 
@@ -384,6 +394,7 @@ fn routes() -> OpenApiRouter<Arc<Management>> {
         .routes(routes!(list_volumes, create_volume))
         .routes(routes!(show_volume, resize_volume, delete_volume))
         .routes(routes!(set_volume_hosts))
+        .routes(routes!(set_write_cache))
         .routes(routes!(clear_reservations))
         .routes(routes!(list_hosts, add_host))
         .routes(routes!(remove_host))
@@ -692,6 +703,28 @@ async fn set_volume_hosts(
         Some(hosts) => format!("it is served to {} hosts only", hosts.len()),
     };
     event::raise(event::VOLUME_HOSTS_SET, &volume.name, message);
+    Ok(axum::Json(view::volume(&volume)).into_response())
+}
+
+/// Turns a volume's write cache on or off.
+#[utoipa::path(
+    put,
+    path = "/v1/volumes/{name}/write-cache",
+    params(("name" = String, Path, description = "The volume's name")),
+    request_body = WriteCache,
+    responses((status = 200, body = weft_api::Volume, description = "Set, durably"))
+)]
+async fn set_write_cache(
+    State(management): Shared,
+    Path(name): Path<String>,
+    Json(request): Json<WriteCache>,
+) -> Result<Response, Refusal> {
+    let volume = management.set_write_cache(name, request.enabled).await?;
+    let message = match volume.write_cache {
+        true => "writes over NBD are acknowledged from memory, and durable once flushed",
+        false => "every write is durable when it is acknowledged",
+    };
+    event::raise(event::VOLUME_WRITE_CACHE_SET, &volume.name, message);
     Ok(axum::Json(view::volume(&volume)).into_response())
 }
 

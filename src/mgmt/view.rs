@@ -87,6 +87,7 @@ pub(super) fn volume(info: &VolumeInfo) -> weft_api::Volume {
         allocated_bytes: info.allocated_bytes,
         hosts: info.hosts.clone(),
         reservations: reservations(&info.reservations),
+        write_cache: info.write_cache,
     }
 }
 

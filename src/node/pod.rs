@@ -182,7 +182,13 @@ async fn create(
     let pod = Pod::open(env, devices, open_options(config)).await?;
     if let Some(first) = &config.pod.first_volume {
         let (name, size_bytes) = (first.name.clone(), first.size_bytes);
-        let spec = VolumeSpec { name, size_bytes, logical_block_bytes: 512, read_only: false };
+        let spec = VolumeSpec {
+            name,
+            size_bytes,
+            logical_block_bytes: 512,
+            read_only: false,
+            write_cache: false,
+        };
         pod.create_volume(spec).await?;
     }
     let mut record = plan;

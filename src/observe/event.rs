@@ -74,7 +74,7 @@ kinds! {
     SCRUB_CANCELLED = "scrub-cancelled", Info, "";
     /// Writes cannot be made durable any more.
     POD_READ_ONLY = "pod-read-only", Error,
-        "mend the devices and start the node again: nothing acknowledged is lost";
+        "mend the devices and start the node again: nothing acknowledged is lost but what volumes with a write cache had not flushed";
     /// A write was refused for want of room.
     POD_FULL = "pod-full", Error, "trim or delete volumes, or move some to a larger pod";
     /// Background work failed and will be tried again.
@@ -87,6 +87,8 @@ kinds! {
     VOLUME_DELETED = "volume-deleted", Info, "";
     /// A volume is served to other hosts than before.
     VOLUME_HOSTS_SET = "volume-hosts-set", Info, "";
+    /// A volume acknowledges writes from memory now, or does so no more.
+    VOLUME_WRITE_CACHE_SET = "volume-write-cache-set", Info, "";
     /// All reservations were taken off a volume.
     RESERVATIONS_CLEARED = "reservations-cleared", Info, "";
     /// A host may connect from anywhere now.

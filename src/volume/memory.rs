@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -60,6 +61,7 @@ pub struct MemoryVolume {
     id: u64,
     logical_block_bytes: u32,
     read_only: bool,
+    write_cache: bool,
     state: Arc<State>,
     /// Who uses it this way; `None` for whom reservations do not know.
     host: Option<Uuid>,
@@ -77,6 +79,8 @@ struct State {
     failure: Mutex<Option<ErrorKind>>,
     /// While true, futures wait before they do anything.
     held: watch::Sender<bool>,
+    /// Changes since the last flush.
+    unflushed: AtomicU64,
     /// Guards all content; held for one request's copying, never across an await. What changes
     /// content or reservations holds it for writing.
     content: RwLock<Content>,
@@ -109,6 +113,7 @@ impl MemoryVolume {
             misses: AtomicBool::new(false),
             failure: Mutex::new(None),
             held: watch::Sender::new(false),
+            unflushed: AtomicU64::new(0),
             content: RwLock::new(content),
             reservations: CurrentReservations::default(),
         };
@@ -117,6 +122,7 @@ impl MemoryVolume {
             id: 1,
             logical_block_bytes: 512,
             read_only: false,
+            write_cache: false,
             state: Arc::new(state),
             host: None,
         }
@@ -135,6 +141,19 @@ impl MemoryVolume {
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
+    }
+
+    /// The same, saying that what it completed is durable only once flushed.
+    #[must_use]
+    pub fn with_write_cache(mut self) -> Self {
+        self.write_cache = true;
+        self
+    }
+
+    /// Changes since the last flush.
+    #[must_use]
+    pub fn unflushed(&self) -> u64 {
+        self.state.unflushed.load(Ordering::Acquire)
     }
 
     /// Serves it to that host only, or to all. Its directory has to be told:
@@ -243,6 +262,10 @@ impl Volume for MemoryVolume {
         self.read_only
     }
 
+    fn write_cache(&self) -> bool {
+        self.write_cache
+    }
+
     fn admits(&self, host: Option<&str>) -> bool {
         let only = self.state.only_host.lock();
         only.as_deref().is_none_or(|only| host == Some(only))
@@ -307,6 +330,7 @@ impl Volume for MemoryVolume {
             volume.check_reservations("write", Access::Write)?;
             content.check_range("write", offset, bytes_u64(data.len()))?;
             content.write(offset, &data);
+            volume.state.unflushed.fetch_add(1, Ordering::AcqRel);
             Ok(())
         })
     }
@@ -329,6 +353,7 @@ impl Volume for MemoryVolume {
             let same = pieces_equal(&stored, &expected);
             if same {
                 content.write(offset, &data);
+                volume.state.unflushed.fetch_add(1, Ordering::AcqRel);
             }
             Ok(same)
         })
@@ -346,6 +371,7 @@ impl Volume for MemoryVolume {
             volume.check_reservations("zero", Access::Write)?;
             content.check_range("zero", offset, bytes)?;
             content.zero(offset, offset + bytes, mode);
+            volume.state.unflushed.fetch_add(1, Ordering::AcqRel);
             Ok(())
         })
     }
@@ -353,7 +379,9 @@ impl Volume for MemoryVolume {
     fn flush(self: Arc<Self>) -> LocalBoxFuture<Result<()>> {
         self.later(|volume| {
             volume.check("flush", false)?;
-            volume.check_reservations("flush", Access::Write)
+            volume.check_reservations("flush", Access::Write)?;
+            volume.state.unflushed.store(0, Ordering::Release);
+            Ok(())
         })
     }
 

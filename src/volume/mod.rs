@@ -4,8 +4,10 @@
 //! pod, on the engine) and [`memory`] (plain RAM: the peer of benches and protocol tests).
 //!
 //! What every implementation promises (design.md, section 1): a completed write, zero or trim is
-//! durable and visible to every later read from any connection, so `flush` and FUA have nothing
-//! left to do; one request of at most [`Volume::atomic_write_bytes`] is atomic.
+//! visible to every later read from any connection, and durable, so that `flush` and FUA have
+//! nothing left to do; one request of at most [`Volume::atomic_write_bytes`] is atomic. A volume with
+//! a [volatile write cache](Volume::write_cache) is exempt from the second: what completed is durable
+//! once a flush says so, and a crash leaves all that completed before some moment.
 
 use std::sync::Arc;
 
@@ -121,6 +123,11 @@ pub trait Volume: Send + Sync {
     fn size_bytes(&self) -> u64;
     /// Whether writes are refused with `ReadOnly`.
     fn read_only(&self) -> bool;
+    /// Whether it has a volatile write cache: changes complete before they are durable. It may be turned on
+    /// and off.
+    fn write_cache(&self) -> bool {
+        false
+    }
     /// Whether it is served to the host of that NQN; `None` is a client that has no name.
     fn admits(&self, host: Option<&str>) -> bool;
     /// Largest write that is all-or-nothing.
@@ -152,7 +159,7 @@ pub trait Volume: Send + Sync {
     fn try_read(&self, offset: u64, bytes: u32, pieces: &mut Vec<Piece>) -> Result<bool>;
     /// Reads, asking devices if need be.
     fn read(self: Arc<Self>, offset: u64, bytes: u32) -> LocalBoxFuture<Result<Vec<Piece>>>;
-    /// Writes `data`; durable and visible when it completes.
+    /// Writes `data`; visible when it completes, and durable unless there is a volatile write cache.
     fn write(self: Arc<Self>, offset: u64, data: Bytes) -> LocalBoxFuture<Result<()>>;
     /// Writes `data` if the range holds `expected`, which is as long; else changes nothing and
     /// returns false. No other request changes the range in between.
@@ -162,8 +169,8 @@ pub trait Volume: Send + Sync {
         expected: Bytes,
         data: Bytes,
     ) -> LocalBoxFuture<Result<bool>>;
-    /// Makes a range read as zero, as `mode` says; durable and visible when it completes. Cost does
-    /// not depend on the length, so it may cover the whole volume.
+    /// Makes a range read as zero, as `mode` says; completes as a write does. Cost does not depend on
+    /// the length, so it may cover the whole volume.
     fn zero(self: Arc<Self>, offset: u64, bytes: u64, mode: ZeroMode)
     -> LocalBoxFuture<Result<()>>;
     /// Completes when everything acknowledged before the call is durable.
@@ -183,6 +190,25 @@ pub trait Volume: Send + Sync {
 
 /// How a volume is passed around.
 pub type VolumeRef = Arc<dyn Volume>;
+
+/// What `change` of `volume` comes to once it is durable: what FUA asks for.
+///
+/// # Errors
+/// The change's or the flush's. After the latter the change may have been made.
+pub fn durably<T: Send + 'static>(
+    volume: &VolumeRef,
+    change: LocalBoxFuture<Result<T>>,
+) -> LocalBoxFuture<Result<T>> {
+    if !volume.write_cache() {
+        return change;
+    }
+    let volume = Arc::clone(volume);
+    Box::pin(async move {
+        let outcome = change.await?;
+        volume.flush().await?;
+        Ok(outcome)
+    })
+}
 
 /// Where a target looks volumes up by name.
 pub trait VolumeDirectory: Send + Sync {

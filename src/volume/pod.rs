@@ -88,6 +88,8 @@ pub struct VolumeSpec {
     pub logical_block_bytes: u32,
     /// Whether hosts may only read.
     pub read_only: bool,
+    /// Whether writes are acknowledged from memory, and durable once flushed.
+    pub write_cache: bool,
 }
 
 /// A volume as it is.
@@ -111,6 +113,8 @@ pub struct VolumeInfo {
     pub hosts: Option<BTreeSet<String>>,
     /// Which of them have registered with it, and who holds it.
     pub reservations: Arc<Reservations>,
+    /// Whether writes are acknowledged from memory, and durable once flushed.
+    pub write_cache: bool,
 }
 
 /// A device as the pod sees it. Counters start at 0 with each open.
@@ -288,6 +292,7 @@ impl Pod {
             head: id + 2,
             hosts: None,
             reservations: None,
+            write_cache: spec.write_cache,
         };
         self.engine.change_catalog(&CatalogChange::CreateVolume(record.clone())).await?;
         self.add(&record)?;
@@ -310,6 +315,24 @@ impl Pod {
         let change = CatalogChange::ResizeVolume { id: volume.id(), size_bytes };
         self.engine.change_catalog(&change).await?;
         volume.set_size(size_bytes);
+        self.announce();
+        self.info(name)
+    }
+
+    /// Turns a volume's volatile write cache on or off; durable when it returns. Once off, all that was
+    /// acknowledged is durable.
+    ///
+    /// # Errors
+    /// `NotFound`; `Poisoned` if what was acknowledged from memory cannot become durable.
+    pub async fn set_write_cache(&self, name: &str, write_cache: bool) -> Result<VolumeInfo> {
+        let _one_at_a_time = self.changes.lock().await;
+        let volume = self.find_volume(name, "set the write cache of a volume")?;
+        if !write_cache {
+            volume.set_write_cache(false).await?;
+        }
+        let change = CatalogChange::SetWriteCache { id: volume.id(), write_cache };
+        self.engine.change_catalog(&change).await?;
+        volume.set_write_cache(write_cache).await?;
         self.announce();
         self.info(name)
     }
@@ -417,7 +440,7 @@ impl Pod {
         let _one_at_a_time = self.changes.lock().await;
         self.check_host_known(nqn, "set the keys of a host")?;
         let change = CatalogChange::SetHostKeys { nqn: nqn.to_owned(), dhchap };
-        self.engine.change_catalog(&change).await.map(drop)
+        self.engine.change_catalog(&change).await
     }
 
     /// Gives a host a key for TLS in place of the one before, or none; durable when it returns. With
@@ -429,7 +452,7 @@ impl Pod {
         let _one_at_a_time = self.changes.lock().await;
         self.check_host_known(nqn, "set the TLS key of a host")?;
         let change = CatalogChange::SetHostTlsKey { nqn: nqn.to_owned(), tls };
-        self.engine.change_catalog(&change).await.map(drop)
+        self.engine.change_catalog(&change).await
     }
 
     /// Takes a host out, and off every volume's list; durable when it returns, and its connections
@@ -727,6 +750,7 @@ mod tests {
                 size_bytes: 1 << 20,
                 logical_block_bytes: 512,
                 read_only: false,
+                write_cache: false,
             };
             pod.create_volume(spec).await.expect("created");
             let volume = Arc::clone(&pod.volumes.read()["v"]);

@@ -74,7 +74,8 @@ pub struct PodVolume {
 
 /// What all who use a volume see alike.
 struct Shared {
-    /// As created; the size is in `size_bytes`, the hosts in `hosts`.
+    /// As created; the size is in `size_bytes`, the hosts in `hosts`, whether there is a write cache in
+    /// the layer.
     record: VolumeRecord,
     size_bytes: AtomicU64,
     /// The only hosts it is served to, by NQN; `None`: all.
@@ -119,6 +120,7 @@ impl PodVolume {
     pub fn new(engine: Arc<Engine>, layer: Arc<Layer>, record: &VolumeRecord) -> Self {
         // The others were not to outlive the run that they were made in.
         let reservations = record.reservations.clone().filter(|found| found.persistent);
+        layer.volatile.enable(record.write_cache);
         let shared = Shared {
             size_bytes: AtomicU64::new(record.size_bytes),
             record: record.clone(),
@@ -144,7 +146,23 @@ impl PodVolume {
             allocated_bytes: self.layer.mapped_blocks.load(Ordering::Relaxed) * BLOCK_BYTES_U64,
             hosts: self.shared.hosts.read().clone(),
             reservations: self.shared.reservations.get(),
+            write_cache: self.write_cache(),
         }
+    }
+
+    /// Turns the volatile write cache on or off; what was acknowledged from memory is durable when it is
+    /// off.
+    ///
+    /// # Errors
+    /// See [`Engine::settle`].
+    pub async fn set_write_cache(&self, enabled: bool) -> Result<()> {
+        self.layer.volatile.enable(enabled);
+        if enabled {
+            return Ok(());
+        }
+        // What is under way may still count on it.
+        drop(self.ranges.acquire(0..u64::MAX).await);
+        self.engine.settle(&self.layer).await
     }
 
     /// The new list is durable.
@@ -384,6 +402,10 @@ impl Volume for PodVolume {
         self.shared.record.read_only
     }
 
+    fn write_cache(&self) -> bool {
+        self.layer.volatile.is_enabled()
+    }
+
     fn admits(&self, host: Option<&str>) -> bool {
         let hosts = self.shared.hosts.read();
         hosts.as_ref().is_none_or(|hosts| host.is_some_and(|host| hosts.contains(host)))
@@ -497,10 +519,11 @@ impl Volume for PodVolume {
         })
     }
 
-    /// Everything acknowledged is durable already.
     fn flush(self: Arc<Self>) -> LocalBoxFuture<Result<()>> {
-        let allowed = self.shared.reservations.check(self.host, Access::Write, "flush");
-        Box::pin(std::future::ready(allowed))
+        Box::pin(async move {
+            self.shared.reservations.check(self.host, Access::Write, "flush")?;
+            self.engine.settle(&self.layer).await
+        })
     }
 
     fn prefetch(self: Arc<Self>, offset: u64, bytes: u64) -> LocalBoxFuture<Result<()>> {

@@ -54,6 +54,29 @@ fn a_volume_lives_from_create_to_delete() {
 }
 
 #[test]
+fn a_write_cache_is_turned_on_and_off_and_outlives_a_restart() {
+    let scratch = Scratch::new();
+    let config = scratch.small();
+    let node = Node::start(&scratch, &config);
+    assert_eq!(node.json(&["volume", "show", "vol0"])["write_cache"], false);
+    let created = node.json(&["volume", "create", "a", "--size", "1GiB", "--write-cache"]);
+    assert_eq!(created["write_cache"], true);
+    assert_eq!(node.json(&["volume", "write-cache", "vol0", "on"])["write_cache"], true);
+    assert_eq!(node.json(&["volume", "write-cache", "a", "off"])["write_cache"], false);
+    assert!(node.weft(&["volume", "show", "a"]).out.contains("write cache  off"));
+    assert!(node.weft(&["event", "list"]).out.contains("volume-write-cache-set"));
+    node.stop();
+
+    let node = Node::start(&scratch, &config);
+    assert_eq!(node.json(&["volume", "show", "vol0"])["write_cache"], true);
+    assert_eq!(node.json(&["volume", "show", "a"])["write_cache"], false);
+    assert!(node.weft(&["volume", "show", "vol0"]).out.contains("write cache  on, over NBD"));
+    assert_eq!(node.weft(&["volume", "write-cache", "nope", "on"]).code, Some(4));
+    assert_eq!(node.weft(&["volume", "write-cache", "a", "maybe"]).code, Some(2));
+    node.stop();
+}
+
+#[test]
 fn hosts_are_added_and_a_volume_is_for_some_of_them() {
     let scratch = Scratch::new();
     let node = Node::start(&scratch, &scratch.small());

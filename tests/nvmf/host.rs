@@ -63,7 +63,16 @@ pub fn serve(options: NvmeTcpOptions) -> Served {
 
 /// The same, for hosts that were not added from there.
 pub fn serve_to(unknown_hosts: UnknownHosts, options: NvmeTcpOptions) -> Served {
-    let volume = Arc::new(MemoryVolume::new("v", 64 << 20));
+    serve_volume(MemoryVolume::new("v", 64 << 20), unknown_hosts, options)
+}
+
+/// The same, with this as the volume.
+pub fn serve_volume(
+    volume: MemoryVolume,
+    unknown_hosts: UnknownHosts,
+    options: NvmeTcpOptions,
+) -> Served {
+    let volume = Arc::new(volume);
     let directory = Arc::new(MemoryDirectory::new([Arc::clone(&volume) as _]));
     let subsystem = SubsystemOptions { unknown_hosts, ..SubsystemOptions::new(Uuid::from_u128(7)) };
     let subsystem = Subsystem::new(Arc::clone(&directory) as _, subsystem);

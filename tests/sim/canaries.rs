@@ -9,6 +9,7 @@ use crate::forced;
 use crate::in_parallel;
 use crate::number;
 use crate::runner;
+use crate::write_cache;
 
 /// Seeds each bug is given; `BUG=name` runs one.
 const SEEDS_MAX: u64 = 900;
@@ -17,6 +18,7 @@ const SEEDS_MAX: u64 = 900;
 fn run(bug: Bug, seed: u64) -> Result<u64, String> {
     match bug {
         Bug::VoidStampCounted | Bug::HalvesMixed => forced::run(seed),
+        Bug::FlushIgnored | Bug::VolatileUnseen | Bug::VolatileInBuffer => write_cache::run(seed),
         _ => runner::run(seed),
     }
 }

@@ -57,6 +57,7 @@ pub async fn create_volume(pod: &Arc<Pod>, name: &str) -> VolumeRef {
         size_bytes: 16 << 30,
         logical_block_bytes: 4096,
         read_only: false,
+        write_cache: false,
     };
     pod.create_volume(spec).await.expect("create");
     pod.find(name).expect("created")

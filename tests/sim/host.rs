@@ -18,6 +18,7 @@ use weft::volume::Extent;
 use weft::volume::Piece;
 use weft::volume::VolumeRef;
 use weft::volume::ZeroMode;
+use weft::volume::durably;
 
 use crate::model::Model;
 use crate::model::SECTOR;
@@ -146,7 +147,7 @@ impl Host {
         let id = self.model.borrow_mut().issue(first, sectors, false, sectors <= 128);
         let bytes = Bytes::from(self.model.borrow().bytes(id));
         let write = Arc::clone(&self.volume).write(self.swarm.offset_of(first), bytes);
-        match self.while_patient(write).await {
+        match self.while_patient(durably(&self.volume, write)).await {
             Some(result) => self.acknowledge(id, result),
             None => {
                 self.model.borrow_mut().give_up(id);
@@ -191,8 +192,8 @@ impl Host {
         let id = self.model.borrow_mut().issue(first, sectors, true, false);
         let offset = self.swarm.offset_of(first);
         let end = self.swarm.offset_of(first + sectors - 1) + SECTOR as u64;
-        let result = Arc::clone(&self.volume).zero(offset, end - offset, mode).await;
-        self.acknowledge(id, result).map(drop)
+        let zero = Arc::clone(&self.volume).zero(offset, end - offset, mode);
+        self.acknowledge(id, durably(&self.volume, zero).await).map(drop)
     }
 
     fn acknowledge(&self, id: u64, result: weft::error::Result<()>) -> Result<Outcome, String> {

@@ -30,6 +30,7 @@ mod side;
 mod swarm;
 mod trim;
 mod world;
+mod write_cache;
 
 /// Seeds of a plain `cargo test`; the stage `sim` of `scripts/test` runs more.
 const SEEDS_DEFAULT: u64 = 200;

@@ -3,7 +3,7 @@
 //! The model knows, for every 512-byte sector, which writes covered it and when each was issued
 //! and acknowledged. A value may be read unless a write that was issued after that value's
 //! acknowledgement has itself been acknowledged before the read began. A value once read counts as
-//! acknowledged: a crash must not take it back.
+//! acknowledged: a crash must not take it back, unless there is a volatile write cache.
 
 use std::collections::BTreeMap;
 
@@ -45,6 +45,8 @@ pub struct Model {
     reading: Vec<u64>,
     /// All content is noise, so that nothing compresses.
     noise: bool,
+    /// What is read may be taken back by a crash unless it was acknowledged.
+    volatile: bool,
 }
 
 /// The content that write `id` gives `sector`: noise first, then one byte repeated, so that it
@@ -66,7 +68,7 @@ pub fn content(id: u64, sector: u64, noise: bool, out: &mut [u8]) {
 }
 
 impl Model {
-    pub fn new(sectors: u64, noise: bool) -> Self {
+    pub fn new(sectors: u64, noise: bool, volatile: bool) -> Self {
         let never_written = Write {
             issued: 0,
             acked: 0,
@@ -84,6 +86,7 @@ impl Model {
             retired: vec![Vec::new(); sectors as usize],
             reading: Vec::new(),
             noise,
+            volatile,
         }
     }
 
@@ -176,7 +179,7 @@ impl Model {
         for (_, id) in &seen {
             let write = self.writes.get_mut(id).expect("known");
             // Of a larger write other parts may still be under way.
-            if write.atomic {
+            if write.atomic && !self.volatile {
                 write.acked = write.acked.min(now);
             }
         }

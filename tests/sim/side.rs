@@ -59,7 +59,7 @@ impl Sides {
     async fn create_and_write(&self, pod: &Arc<Pod>, rng: &SeededRng) -> Result<(), String> {
         let name = format!("side-{}", self.created.borrow());
         *self.created.borrow_mut() += 1;
-        let side = Side { state: State::Creating, model: Model::new(SECTORS, false) };
+        let side = Side { state: State::Creating, model: Model::new(SECTORS, false, false) };
         let side = Rc::new(RefCell::new(side));
         self.volumes.borrow_mut().insert(name.clone(), Rc::clone(&side));
         let spec = VolumeSpec {
@@ -67,6 +67,7 @@ impl Sides {
             size_bytes: 1 << 20,
             logical_block_bytes: 512,
             read_only: false,
+            write_cache: false,
         };
         match pod.create_volume(spec).await {
             Ok(_) => side.borrow_mut().state = State::There,

@@ -54,6 +54,8 @@ pub struct Swarm {
     pub side_volumes: bool,
     /// Opens are cut short.
     pub cut_opens: bool,
+    /// The volume has a write cache, and hosts want each write to be durable.
+    pub write_cache: bool,
 }
 
 /// What hosts do.
@@ -130,6 +132,14 @@ fn stall_ppm(seed: u64) -> u32 {
     if rng.chance(200_000) { rng.below(300_000) as u32 } else { 0 }
 }
 
+/// Mixed into the seed of [`write_cache`]; with this one the seeds of seeds.txt have none, as ever.
+const WRITE_CACHE_SEED: u64 = 59;
+
+/// For every eighth seed. Drawn apart from all else.
+fn write_cache(seed: u64) -> bool {
+    SeededRng::new(seed ^ WRITE_CACHE_SEED).chance(125_000)
+}
+
 impl Swarm {
     pub fn draw(seed: u64, rng: &SeededRng) -> Self {
         let (devices, data, parity) = GEOMETRIES[rng.below(6) as usize];
@@ -196,6 +206,7 @@ impl Swarm {
             lazy: chance(30),
             side_volumes: chance(25),
             cut_opens: chance(40),
+            write_cache: write_cache(seed),
         }
     }
 
@@ -336,4 +347,10 @@ impl Possible {
             lies: chance(15),
         }
     }
+}
+
+#[test]
+fn seeds_that_are_older_than_write_caches_have_none() {
+    let have = crate::found_seeds().into_iter().filter(|seed| write_cache(*seed));
+    assert_eq!(have.collect::<Vec<_>>(), [] as [u64; 0]);
 }

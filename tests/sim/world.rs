@@ -131,7 +131,11 @@ impl World {
             attached: RefCell::new(vec![true; disks.len()]),
             disks,
             pod: Cell::default(),
-            model: Rc::new(RefCell::new(Model::new(swarm.sectors(), swarm.noise))),
+            model: Rc::new(RefCell::new(Model::new(
+                swarm.sectors(),
+                swarm.noise,
+                swarm.write_cache,
+            ))),
             swarm: Rc::new(swarm),
             script,
             sides: Rc::default(),
@@ -198,6 +202,7 @@ impl World {
                 size_bytes: VOLUME_BYTES,
                 logical_block_bytes: 512,
                 read_only: false,
+                write_cache: self.swarm.write_cache,
             };
             pod.create_volume(spec).await.map(drop).map_err(|e| text(&e))
         });

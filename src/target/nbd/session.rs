@@ -8,8 +8,9 @@
 //! * Every request gets exactly one final reply, except DISC.
 //! * After ESHUTDOWN was sent, [`Session::ending`] stays true and every request gets it.
 //!
-//! FLUSH and FUA cost nothing: a completed write is durable (`volume`), so CAN_MULTI_CONN and
-//! SEND_FUA hold by themselves. FAST_ZERO likewise: zeroing never costs more than writing.
+//! FLUSH and FUA cost nothing where a completed write is durable (`volume`); where there is a volatile
+//! write cache they wait for all that was answered on any connection, so CAN_MULTI_CONN holds too.
+//! FAST_ZERO holds by itself: zeroing never costs more than writing.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -48,6 +49,7 @@ use crate::volume::Piece;
 use crate::volume::READ_BYTES_MIN;
 use crate::volume::VolumeRef;
 use crate::volume::ZeroMode;
+use crate::volume::durably;
 
 /// Extents in one BLOCK_STATUS reply: 128 KiB or 256 KiB of them. A client asks again for what is
 /// left. (proto.md, "NBD_CMD_BLOCK_STATUS" lets a reply cover less than was asked.)
@@ -137,14 +139,16 @@ impl Session {
         }
         let (offset, length) = (request.tag.offset, request.length);
         let volume = Arc::clone(&self.volume);
+        let change =
+            |change| Work::Plain(if request.fua { durably(&self.volume, change) } else { change });
         let work = match request.command {
             Command::Read => return self.read(request, out),
-            Command::Write if length > 0 => Work::Plain(volume.write(offset, payload)),
-            Command::Trim if length > 0 => Work::Plain(volume.zero(offset, length, ZeroMode::Trim)),
+            Command::Write if length > 0 => change(volume.write(offset, payload)),
+            Command::Trim if length > 0 => change(volume.zero(offset, length, ZeroMode::Trim)),
             Command::WriteZeroes if length > 0 => {
                 let mode =
                     if request.no_hole { ZeroMode::KeepAllocated } else { ZeroMode::Deallocate };
-                Work::Plain(volume.zero(offset, length, mode))
+                change(volume.zero(offset, length, mode))
             }
             Command::Flush => Work::Plain(volume.flush()),
             Command::Cache if length > 0 => Work::Plain(volume.prefetch(offset, length)),
@@ -442,6 +446,7 @@ mod tests {
     const WRITE_ZEROES: u16 = 6;
     const BLOCK_STATUS: u16 = 7;
     /// Flags.
+    const FUA: u16 = 1;
     const NO_HOLE: u16 = 2;
     const DF: u16 = 4;
     const REQ_ONE: u16 = 8;
@@ -580,6 +585,28 @@ mod tests {
             assert_eq!(client.write(0, &[8; 4096]).error, ESHUTDOWN);
             assert_eq!(client.ask(0, READ, 0, 4096).error, ESHUTDOWN);
             assert!(client.session.ending());
+        }
+    }
+
+    // spec: nbd-flush
+    #[test]
+    fn flush_and_fua_reach_a_write_cache_and_nothing_else_does() {
+        for dialect in DIALECTS {
+            let mut client = Client::on(MemoryVolume::new("v", SIZE).with_write_cache(), dialect);
+            assert_eq!(client.write(0, &[7; 4096]).error, 0);
+            assert_eq!(client.ask(0, TRIM, 0, 4096).error, 0);
+            assert_eq!(client.ask(0, WRITE_ZEROES, 0, 4096).error, 0);
+            assert_eq!(client.volume.unflushed(), 3);
+            assert_eq!(client.ask(0, FLUSH, 0, 0).error, 0);
+            assert_eq!(client.volume.unflushed(), 0);
+            for command in [TRIM, WRITE_ZEROES] {
+                assert_eq!(client.write(0, &[7; 4096]).error, 0);
+                assert_eq!(client.ask(FUA, command, 0, 4096).error, 0);
+                assert_eq!(client.volume.unflushed(), 0, "{command}");
+            }
+            let flags = FUA | if dialect == Dialect::Extended { PAYLOAD_LEN } else { 0 };
+            assert_eq!(client.ask_with(flags, WRITE, 0, 4096, &[8; 4096]).error, 0);
+            assert_eq!(client.volume.unflushed(), 0);
         }
     }
 

@@ -168,6 +168,8 @@ pub struct Request {
     pub length: u64,
     /// Bytes that follow the header on the wire, at most [`PAYLOAD_BYTES_MAX`].
     pub payload_bytes: u32,
+    /// What is changed is to be durable when the reply is sent.
+    pub fua: bool,
     /// WRITE_ZEROES: the range stays allocated.
     pub no_hole: bool,
     /// READ: at most one content chunk.
@@ -309,6 +311,7 @@ impl Request {
             tag,
             length,
             payload_bytes,
+            fua: flags & FLAG_FUA != 0,
             no_hole: flags & FLAG_NO_HOLE != 0,
             dont_fragment: flags & FLAG_DF != 0,
             request_one: flags & FLAG_REQ_ONE != 0,

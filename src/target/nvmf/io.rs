@@ -1,8 +1,9 @@
 //! Commands of I/O queues: what they ask of a namespace, and the work it takes.
 //! (NVM Command Set 1.0, 3.2)
 //!
-//! A completed write is durable (`volume`), so Flush and FUA cost nothing. Copy and metadata are
-//! refused. Reservations are in `reservation`; that a command keeps to them is the volume's affair,
+//! A completed command has made durable what it changed, so Flush and FUA cost nothing: controllers
+//! tell of no volatile write cache, and make no use of one that a volume has
+//! (docs/decisions/0031-write-cache.md). Copy and metadata are refused. Reservations are in `reservation`; that a command keeps to them is the volume's affair,
 //! which knows the host.
 
 use std::future::Future;
@@ -35,6 +36,7 @@ use crate::volume::READ_BYTES_MIN;
 use crate::volume::Volume;
 use crate::volume::VolumeRef;
 use crate::volume::ZeroMode;
+use crate::volume::durably;
 use crate::volume::pieces_equal;
 
 /// Every namespace.
@@ -195,14 +197,18 @@ pub fn execute(
     pieces: &mut Vec<Piece>,
 ) -> Result<Start, Status> {
     if sqe.opcode() == opcode::FLUSH && sqe.nsid() == NSID_ALL {
-        // Whatever was acknowledged is durable, in every namespace.
+        // Whatever this host was answered is durable, in every namespace.
         return Ok(Start::Done);
     }
     let namespace = find(namespaces, sqe)?;
     let volume = Arc::clone(&namespace.volume);
     Ok(Start::Work(match sqe.opcode() {
         opcode::READ => return read(namespace, sqe, pieces),
-        opcode::WRITE => Work::Write(volume.write(span(namespace, sqe)?.offset, data)),
+        opcode::WRITE => {
+            let span = span(namespace, sqe)?;
+            let write = Arc::clone(&volume).write(span.offset, data);
+            Work::Write(durably(&volume, write))
+        }
         opcode::COMPARE => {
             let span = span(namespace, sqe)?;
             let bytes = u32::try_from(span.bytes).map_err(|_| Status::INVALID_FIELD)?;
@@ -212,7 +218,8 @@ pub fn execute(
             let span = span(namespace, sqe)?;
             let may_deallocate = sqe.u16(50) & 1 << 9 != 0;
             let mode = if may_deallocate { ZeroMode::Deallocate } else { ZeroMode::KeepAllocated };
-            Work::Write(volume.zero(span.offset, span.bytes, mode))
+            let zero = Arc::clone(&volume).zero(span.offset, span.bytes, mode);
+            Work::Write(durably(&volume, zero))
         }
         opcode::DATASET_MANAGEMENT => {
             const DEALLOCATE: u32 = 1 << 2;
@@ -222,7 +229,7 @@ pub fn execute(
                 return Ok(Start::Work(Work::Write(volume.flush())));
             }
             let spans = ranges(namespace, usize::from(sqe.u8(40)) + 1, &data)?;
-            Work::Write(deallocate(volume, spans))
+            Work::Write(durably(&volume, deallocate(Arc::clone(&volume), spans)))
         }
         opcode::FLUSH => Work::Write(volume.flush()),
         opcode::VERIFY => Work::Verify(verify(volume, span(namespace, sqe)?)),
@@ -236,7 +243,8 @@ pub fn compare_and_write(namespaces: &Namespaces, both: Both) -> Result<Work, St
     check_writable(namespace)?;
     let offset = span(namespace, &both.first)?.offset;
     let volume = Arc::clone(&namespace.volume);
-    Ok(Work::CompareAndWrite(volume.compare_and_write(offset, both.expected, both.data)))
+    let write = Arc::clone(&volume).compare_and_write(offset, both.expected, both.data);
+    Ok(Work::CompareAndWrite(durably(&volume, write)))
 }
 
 fn read(namespace: &Namespace, sqe: &Sqe, pieces: &mut Vec<Piece>) -> Result<Start, Status> {

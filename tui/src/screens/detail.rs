@@ -95,6 +95,7 @@ fn more(app: &App, kind: TableKind, key: &str) -> Vec<(&'static str, Vec<Span<'s
                     ("ACCESS", plain(access(one))),
                     ("BLOCK", plain(size(u64::from(one.logical_block_bytes)))),
                     ("HOSTS", plain(served_to(one))),
+                    ("W CACHE", plain(if one.write_cache { "on" } else { "off" }.to_owned())),
                 ]
             })
             .unwrap_or_default(),
