@@ -470,7 +470,10 @@ fn what_force_left_is_kept_when_the_devices_come_back() {
     let count = number("SEEDS").map_or(SEEDS_DEFAULT, |seeds| seeds.div_ceil(ONE_IN));
     let seeds: Vec<u64> = (first..first + count).collect();
     let outcomes = std::sync::Mutex::new(Vec::new());
-    in_parallel(&seeds, |seed| outcomes.lock().expect("not poisoned").push(run(*seed)));
+    in_parallel(&seeds, |seed| {
+        let outcome = run(*seed);
+        outcomes.lock().expect("not poisoned").push(outcome);
+    });
     let outcomes = outcomes.into_inner().expect("not poisoned");
     let failures: Vec<&String> = outcomes.iter().filter_map(|one| one.as_ref().err()).collect();
     assert!(failures.is_empty(), "replay with SEED=n: {failures:#?}");
