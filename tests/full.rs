@@ -176,10 +176,26 @@ fn without_room_below_any_device_writes_fail_and_succeed_again_once_there_is() {
 }
 
 /// For so long that the tries to find room, if each cost a segment, would get to those of the reserve
-/// and give them to data. What waits is written once a volume is deleted, though the record of that
-/// comes after it.
+/// and give them to data. What waits is written once a volume is deleted or trimmed, though the record
+/// of that comes after it.
 #[test]
-fn without_room_below_any_device_for_long_what_is_deleted_makes_room_for_what_waits() {
+fn without_room_below_any_device_for_long_what_is_given_back_makes_room_for_what_waits() {
+    make_room_for_what_waits(async |pod| pod.delete_volume("other").await);
+    let trim = async |pod: &Pod, at_a_time: u64| {
+        let other = pod.find("other").expect("there");
+        for offset in (0..OTHER_BYTES).step_by(usize::try_from(at_a_time).expect("64 bits")) {
+            Arc::clone(&other).zero(offset, at_a_time, ZeroMode::Trim).await?;
+        }
+        Ok(())
+    };
+    make_room_for_what_waits(async |pod| trim(pod, OTHER_BYTES).await);
+    make_room_for_what_waits(async |pod| trim(pod, 64 * MIB).await);
+}
+
+/// Of the volume that is given back.
+const OTHER_BYTES: u64 = 8 << 30;
+
+fn make_room_for_what_waits(give_back: impl AsyncFnOnce(&Pod) -> Result<()>) {
     const LARGE_JOURNAL: FormatOptions =
         FormatOptions { data_strips: 1, parity_strips: 1, journal_bytes: 64 * MIB };
     to_the_end(async |own| {
@@ -190,7 +206,7 @@ fn without_room_below_any_device_for_long_what_is_deleted_makes_room_for_what_wa
         let (pod, volume) = pod(&own, &disks, &LARGE_JOURNAL).await;
         let spec = VolumeSpec {
             name: "other".into(),
-            size_bytes: 8 << 30,
+            size_bytes: OTHER_BYTES,
             logical_block_bytes: 4096,
             read_only: false,
             write_cache: false,
@@ -216,7 +232,7 @@ fn without_room_below_any_device_for_long_what_is_deleted_makes_room_for_what_wa
         }
         let waiting = pod.status().buffered_bytes;
         assert!(waiting > 24 * MIB, "{waiting} wait for room");
-        pod.delete_volume("other").await.expect("deleted");
+        give_back(&pod).await.expect("given back");
         let begun = own.now();
         while pod.status().buffered_bytes > waiting - 8 * MIB {
             assert!(own.now() - begun < Duration::from_secs(60), "none comes back");

@@ -277,6 +277,31 @@ impl Mapper {
         Some(blocks)
     }
 
+    /// Maps the trims in the buffer before what they wait behind, which finds no room: they may make
+    /// some. Large ones too are mapped leaf by leaf. What the map holds of entries after a checkpoint's
+    /// cut is what replaying them gives.
+    pub(super) async fn zero_ahead(&mut self) -> Result<()> {
+        let is_trim = |record: &&Arc<BufferedRecord>| {
+            record.header.kind == RecordKind::Zero && !record.header.keep_allocated
+        };
+        let trims: Vec<Arc<BufferedRecord>> =
+            self.engine.buffer.lock().records.iter().filter(is_trim).cloned().collect();
+        for record in &trims {
+            let Some(layer) = &record.layer else { continue };
+            let over = layer.dropping.load(Ordering::Acquire)
+                || !layer.state.lock().index.owns_any(record);
+            if over {
+                continue;
+            }
+            if self.dirty_nodes() > self.engine.dirty_nodes_max / 2 {
+                self.checkpoint_mapped().await?;
+            }
+            self.changed = true;
+            self.zero_blocks(layer, record, record.header.lba.0..record.end_lba()).await?;
+        }
+        Ok(())
+    }
+
     /// Clears the map in a range where the buffer still holds this zero record.
     ///
     /// A large one may dirty more nodes than may be dirty at once, so checkpoints come in between.

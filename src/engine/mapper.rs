@@ -260,8 +260,13 @@ impl Mapper {
             Ok(())
         };
         // What is cleared makes the room that was not there.
-        if !matches!(&written, Err(error) if error.kind() != ErrorKind::NoSpace) {
-            self.clear_maps().await?;
+        match &written {
+            Ok(()) => self.clear_maps().await?,
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                self.zero_ahead().await?;
+                self.clear_maps().await?;
+            }
+            Err(_) => {}
         }
         written?;
         if self.wants_reclaim() {
