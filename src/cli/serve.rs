@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::process;
 use tokio::runtime;
 use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
@@ -61,6 +62,10 @@ pub(super) fn run(data_dir: Option<PathBuf>, arguments: ServeArguments) -> Resul
 }
 
 async fn serve(config: Config, console: Option<weft_tui::Options>) -> Result<(), Failure> {
+    // A file that would be longer than may be (RLIMIT_FSIZE) would end the process without a word. With
+    // the signal heard, though by nobody, it is an error where the file is written.
+    let too_long = signal(SignalKind::from_raw(process::Signal::XFSZ.as_raw()));
+    drop(too_long.map_err(|error| failure("listen for signals", &error))?);
     let node = Node::start(config).await.map_err(Failure::of_start)?;
     let mut signals = Signals::listen()?;
     let status = node.management().status();
@@ -75,7 +80,10 @@ async fn serve(config: Config, console: Option<weft_tui::Options>) -> Result<(),
     notify("STOPPING=1");
     let hard_stop = tokio::spawn(async move {
         let name = signals.next_of_intent().await;
-        tracing::warn!(signal = name, "stopped at once; nothing acknowledged is lost");
+        tracing::warn!(
+            signal = name,
+            "stopped at once; nothing acknowledged is lost but what a write cache had not flushed"
+        );
         std::process::exit(STOPPED_HARD);
     });
     let stopped = node.stop().await;
@@ -195,7 +203,6 @@ fn failure(op: &str, error: &io::Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use rustix::process;
     use rustix::process::getpid;
     use rustix::process::kill_process;
 

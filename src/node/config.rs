@@ -41,6 +41,10 @@ pub const DEVICES_MAX: usize = 65535;
 /// that a pod is created with.
 const DATA_BYTES_MIN: u64 = 4 << 20;
 
+/// Files a node has open besides devices and connections of hosts: sockets it listens on, connections
+/// of the API, rings, epoll and event descriptors of each thread, the log. Arbitrary, with room to spare.
+const FILES_OTHER: usize = 256;
+
 /// A configuration in which everything holds that must.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -252,6 +256,13 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 impl Config {
+    /// Files that a node with so many devices has open if all connections there may be are there.
+    #[must_use]
+    pub fn open_files_max(&self, devices: usize) -> u64 {
+        let connections = self.nbd.connections_max + self.nvme_tcp.connections_max;
+        units::bytes_u64(connections + devices + FILES_OTHER)
+    }
+
     /// Reads `file`, or takes the defaults if there is none; `overrides` win.
     ///
     /// # Errors

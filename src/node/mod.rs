@@ -153,7 +153,7 @@ impl Node {
     /// * `InvalidRequest`: the configuration contradicts the pod.
     /// * Whatever opening the pod ends in.
     pub async fn start(config: Config) -> Result<Self> {
-        allow_open_files();
+        allow_open_files(&config);
         let directory = Arc::new(open_directory(&config.data_dir).await?);
         let credentials = Arc::new(Credentials::read(&config)?);
         let budget = Budget::new(config.in_flight_bytes);
@@ -381,8 +381,16 @@ async fn open_directory(path: &Path) -> Result<Directory> {
 
 /// Takes as many file descriptors as the system lets us have without asking: each connection needs
 /// one, and the usual soft limit is meant for programs that use select(2).
-fn allow_open_files() {
+fn allow_open_files(config: &Config) {
     let limit = getrlimit(Resource::Nofile);
+    let needed = config.open_files_max(config.pod.devices.len());
+    if let Some(maximum) = limit.maximum.filter(|maximum| *maximum < needed) {
+        tracing::warn!(
+            "{maximum} files may be open, and {needed} are with as many connections as may be: hosts \
+             that come too many keep out others and `weft status`; LimitNOFILE={needed} in the \
+             unit's [Service], or `ulimit -Hn {needed}`, or lower connections_max"
+        );
+    }
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, limit = ?limit.current, "limit of open files not raised");

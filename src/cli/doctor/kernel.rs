@@ -3,10 +3,6 @@
 use super::facts::Facts;
 use super::finding::Finding;
 
-/// Files a node has open besides devices and connections: sockets it listens on, rings, epoll and
-/// event descriptors of each thread, the log. Arbitrary, with room to spare.
-const FILES_OTHER: u64 = 256;
-
 /// First kernel that charges rings to the memory of the control group instead of the limit of
 /// locked memory.
 const RINGS_NOT_LOCKED: (u32, u32) = (5, 12);
@@ -58,7 +54,7 @@ pub(super) fn open_files(facts: &Facts) -> Vec<Finding> {
     };
     let connections = config.nbd.connections_max + config.nvme_tcp.connections_max;
     let devices = facts.asked.devices.len();
-    let needed = crate::units::bytes_u64(connections + devices) + FILES_OTHER;
+    let needed = config.open_files_max(devices);
     let limit = match hard {
         u64::MAX => "unlimited".to_owned(),
         hard => hard.to_string(),
