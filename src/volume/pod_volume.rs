@@ -522,7 +522,8 @@ impl Volume for PodVolume {
     fn flush(self: Arc<Self>) -> LocalBoxFuture<Result<()>> {
         Box::pin(async move {
             self.shared.reservations.check(self.host, Access::Write, "flush")?;
-            self.engine.settle(&self.layer).await
+            let settled = self.engine.settle(&self.layer);
+            timed(&self.engine.env, Stage::Journal, settled).await
         })
     }
 
