@@ -44,6 +44,7 @@ use super::layer::Layer;
 use super::range_lock::RangeGuard;
 use super::record::BufferedRecord;
 use super::space::Promise;
+use super::volatile::Acknowledge;
 use crate::canary::Bug;
 use crate::canary::planted;
 use crate::codec::checksum::crc64;
@@ -100,6 +101,8 @@ pub struct NewEntry {
     pub records: Vec<NewRecord>,
     /// Released once the entry is visible.
     pub hold: Option<Arc<RangeGuard>>,
+    /// Whether it has to be durable then.
+    pub acknowledge: Acknowledge,
 }
 
 struct PendingEntry {
@@ -372,7 +375,10 @@ impl Engine {
     /// # Cancellation
     /// Dropped before it was accepted, nothing happens; after, it becomes durable or fails whole.
     pub(super) async fn append(self: &Arc<Self>, entry: NewEntry) -> Result<()> {
-        let is_volatile = entry.layer.as_ref().is_some_and(|layer| layer.volatile.is_enabled());
+        let may_be_volatile = |layer: &Arc<Layer>| {
+            entry.acknowledge == Acknowledge::Early && layer.volatile.is_enabled()
+        };
+        let is_volatile = entry.layer.as_ref().is_some_and(may_be_volatile);
         let durable = self.enter(entry, is_volatile).await?;
         if is_volatile {
             return Ok(());

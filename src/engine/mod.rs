@@ -88,6 +88,7 @@ use scrub::ScrubControl;
 use space::Levels;
 use space::Space;
 use trim::Trim;
+use volatile::Acknowledge;
 
 /// Largest decoded payload: what a record in a unit may claim to hold.
 pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
@@ -252,7 +253,8 @@ impl Engine {
         }
         let header = header_of(RecordKind::CatalogChange, Lba(0), 0, &payload);
         let record = NewRecord { header, payload: payload.into(), promise: None };
-        self.append(NewEntry { layer: None, records: vec![record], hold: None }).await
+        let (records, acknowledge) = (vec![record], Acknowledge::Durable);
+        self.append(NewEntry { layer: None, records, hold: None, acknowledge }).await
     }
 
     /// Every checkpoint writes the whole catalog, in a full pod too.

@@ -24,6 +24,15 @@ use crate::canary::Bug;
 use crate::canary::planted;
 use crate::units::Lsn;
 
+/// When a change is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acknowledge {
+    /// Once it is durable.
+    Durable,
+    /// As soon as it has its place in the journal, if the layer's cache is enabled by then.
+    Early,
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct VolatileCache {

@@ -18,6 +18,7 @@ use super::record::zero_header;
 use super::space::Admission;
 use super::space::Promise;
 use super::space::room_for;
+use super::volatile::Acknowledge;
 use crate::codec::compress::is_zero;
 use crate::env::timeout;
 use crate::error::Error;
@@ -56,7 +57,7 @@ impl Engine {
     /// Writes whole blocks. `hold` is the range lock on them.
     ///
     /// # Durability
-    /// On `Ok` the data is visible, and durable unless the layer has a volatile write cache. Up to
+    /// On `Ok` the data is visible, and durable unless it was to be acknowledged early. Up to
     /// [`ATOMIC_WRITE_BYTES`] are one entry.
     ///
     /// # Errors
@@ -68,13 +69,14 @@ impl Engine {
         hold: Arc<RangeGuard>,
         lba: Lba,
         data: &[u8],
+        acknowledge: Acknowledge,
     ) -> Result<()> {
         assert!(data.len().is_multiple_of(BLOCK_BYTES));
         if is_one_entry(data) {
-            return self.write_part(layer, hold, lba, data).await;
+            return self.write_part(layer, hold, lba, data, acknowledge).await;
         }
         // Side by side: one that waits for room must not keep what others were promised.
-        let part = |(lba, part)| self.write_part(layer, Arc::clone(&hold), lba, part);
+        let part = |(lba, part)| self.write_part(layer, Arc::clone(&hold), lba, part, acknowledge);
         let parts: Vec<_> = split_at_multiples(lba, data, ATOMIC_WRITE_BLOCKS).map(part).collect();
         drop(hold);
         try_join_all(parts).await.map(drop)
@@ -87,6 +89,7 @@ impl Engine {
         hold: Arc<RangeGuard>,
         lba: Lba,
         data: &[u8],
+        acknowledge: Acknowledge,
     ) -> Result<()> {
         let mut records = Vec::new();
         timed_now(&self.env, Stage::Compress, || {
@@ -94,7 +97,7 @@ impl Engine {
                 push_blocks(lba, chunk, &mut records);
             }
         });
-        self.append_promised(layer, hold, records).await
+        self.append_promised(layer, hold, records, acknowledge).await
     }
 
     /// Makes blocks zero, whatever their number, in one entry with the blocks at the ends that
@@ -108,6 +111,7 @@ impl Engine {
         layer: &Arc<Layer>,
         hold: Arc<RangeGuard>,
         range: &ZeroRange,
+        acknowledge: Acknowledge,
     ) -> Result<()> {
         let mut records = Vec::new();
         for (lba, block) in &range.partial {
@@ -117,7 +121,7 @@ impl Engine {
             let header = zero_header(range.lba, range.blocks, range.keep_allocated);
             records.push((header, Bytes::new()));
         }
-        self.append_promised(layer, hold, records).await
+        self.append_promised(layer, hold, records, acknowledge).await
     }
 
     /// Gets room for `records`, then appends them as one entry.
@@ -126,9 +130,11 @@ impl Engine {
         layer: &Arc<Layer>,
         hold: Arc<RangeGuard>,
         records: Vec<(RecordHeader, Bytes)>,
+        acknowledge: Acknowledge,
     ) -> Result<()> {
         let records = timed(&self.env, Stage::Space, self.promise_all(records)).await?;
-        let entry = NewEntry { layer: Some(Arc::clone(layer)), records, hold: Some(hold) };
+        let (layer, hold) = (Some(Arc::clone(layer)), Some(hold));
+        let entry = NewEntry { layer, records, hold, acknowledge };
         timed(&self.env, Stage::Journal, self.append(entry)).await
     }
 

@@ -61,6 +61,7 @@ pub struct MemoryVolume {
     id: u64,
     logical_block_bytes: u32,
     read_only: bool,
+    /// Its changes count as unflushed.
     write_cache: bool,
     state: Arc<State>,
     /// Who uses it this way; `None` for whom reservations do not know.
@@ -150,7 +151,7 @@ impl MemoryVolume {
         self
     }
 
-    /// Changes since the last flush.
+    /// Changes since the last flush that did not have to be durable.
     #[must_use]
     pub fn unflushed(&self) -> u64 {
         self.state.unflushed.load(Ordering::Acquire)
@@ -191,6 +192,11 @@ impl MemoryVolume {
             content.clear(size_bytes, end, ZeroMode::Deallocate);
         }
         content.size_bytes = size_bytes;
+    }
+
+    fn changed(&self) {
+        let unflushed = u64::from(self.write_cache);
+        self.state.unflushed.fetch_add(unflushed, Ordering::AcqRel);
     }
 
     /// What every request checks first.
@@ -262,10 +268,6 @@ impl Volume for MemoryVolume {
         self.read_only
     }
 
-    fn write_cache(&self) -> bool {
-        self.write_cache
-    }
-
     fn admits(&self, host: Option<&str>) -> bool {
         let only = self.state.only_host.lock();
         only.as_deref().is_none_or(|only| host == Some(only))
@@ -281,6 +283,10 @@ impl Volume for MemoryVolume {
 
     fn for_host(self: Arc<Self>, host: Uuid) -> VolumeRef {
         Arc::new(Self { host: Some(host), ..Self::clone(&self) })
+    }
+
+    fn write_through(self: Arc<Self>) -> VolumeRef {
+        Arc::new(Self { write_cache: false, ..Self::clone(&self) })
     }
 
     fn requests(&self) -> &Arc<Requests> {
@@ -330,7 +336,7 @@ impl Volume for MemoryVolume {
             volume.check_reservations("write", Access::Write)?;
             content.check_range("write", offset, bytes_u64(data.len()))?;
             content.write(offset, &data);
-            volume.state.unflushed.fetch_add(1, Ordering::AcqRel);
+            volume.changed();
             Ok(())
         })
     }
@@ -353,7 +359,7 @@ impl Volume for MemoryVolume {
             let same = pieces_equal(&stored, &expected);
             if same {
                 content.write(offset, &data);
-                volume.state.unflushed.fetch_add(1, Ordering::AcqRel);
+                volume.changed();
             }
             Ok(same)
         })
@@ -371,7 +377,7 @@ impl Volume for MemoryVolume {
             volume.check_reservations("zero", Access::Write)?;
             content.check_range("zero", offset, bytes)?;
             content.zero(offset, offset + bytes, mode);
-            volume.state.unflushed.fetch_add(1, Ordering::AcqRel);
+            volume.changed();
             Ok(())
         })
     }

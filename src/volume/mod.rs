@@ -5,9 +5,9 @@
 //!
 //! What every implementation promises (design.md, section 1): a completed write, zero or trim is
 //! visible to every later read from any connection, and durable, so that `flush` and FUA have
-//! nothing left to do; one request of at most [`Volume::atomic_write_bytes`] is atomic. A volume with
-//! a [volatile write cache](Volume::write_cache) is exempt from the second: what completed is durable
-//! once a flush says so, and a crash leaves all that completed before some moment.
+//! nothing left to do; one request of at most [`Volume::atomic_write_bytes`] is atomic. A volume
+//! with a volatile write cache is exempt from the second, but as [`Volume::write_through`]: what
+//! completed is durable once a flush says so, and a crash leaves all that completed before some moment.
 
 use std::sync::Arc;
 
@@ -123,11 +123,6 @@ pub trait Volume: Send + Sync {
     fn size_bytes(&self) -> u64;
     /// Whether writes are refused with `ReadOnly`.
     fn read_only(&self) -> bool;
-    /// Whether it has a volatile write cache: changes complete before they are durable. It may be turned on
-    /// and off.
-    fn write_cache(&self) -> bool {
-        false
-    }
     /// Whether it is served to the host of that NQN; `None` is a client that has no name.
     fn admits(&self, host: Option<&str>) -> bool;
     /// Largest write that is all-or-nothing.
@@ -141,6 +136,9 @@ pub trait Volume: Send + Sync {
     /// The same volume as this host uses it: what reservations forbid the host is refused. The
     /// volume of a directory is that of a user no reservation knows.
     fn for_host(self: Arc<Self>, host: Uuid) -> VolumeRef;
+    /// The same volume, where a change is durable when it completes, whether there is a volatile write
+    /// cache or not: what FUA asks for.
+    fn write_through(self: Arc<Self>) -> VolumeRef;
     /// Who has registered, and who holds the volume.
     fn reservations(&self) -> Arc<Reservations>;
     /// Puts `next` in place of `seen`; false, and nothing is done, if they are not the current ones
@@ -190,25 +188,6 @@ pub trait Volume: Send + Sync {
 
 /// How a volume is passed around.
 pub type VolumeRef = Arc<dyn Volume>;
-
-/// What `change` of `volume` comes to once it is durable: what FUA asks for.
-///
-/// # Errors
-/// The change's or the flush's. After the latter the change may have been made.
-pub fn durably<T: Send + 'static>(
-    volume: &VolumeRef,
-    change: LocalBoxFuture<Result<T>>,
-) -> LocalBoxFuture<Result<T>> {
-    if !volume.write_cache() {
-        return change;
-    }
-    let volume = Arc::clone(volume);
-    Box::pin(async move {
-        let outcome = change.await?;
-        volume.flush().await?;
-        Ok(outcome)
-    })
-}
 
 /// Where a target looks volumes up by name.
 pub trait VolumeDirectory: Send + Sync {

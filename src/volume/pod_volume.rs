@@ -39,6 +39,7 @@ use crate::engine::layer::Layer;
 use crate::engine::range_lock::RangeGuard;
 use crate::engine::range_lock::RangeLock;
 use crate::engine::read::BlockPiece;
+use crate::engine::volatile::Acknowledge;
 use crate::engine::write::ATOMIC_WRITE_BYTES;
 use crate::engine::write::ZeroRange;
 use crate::env::LocalBoxFuture;
@@ -70,6 +71,8 @@ pub struct PodVolume {
     shared: Arc<Shared>,
     /// Who uses it this way; `None` for whom reservations do not know.
     host: Option<Uuid>,
+    /// When its changes are acknowledged.
+    acknowledge: Acknowledge,
 }
 
 /// What all who use a volume see alike.
@@ -130,7 +133,14 @@ impl PodVolume {
             reserving: tokio::sync::Mutex::default(),
             requests: Arc::default(),
         };
-        Self { engine, layer, ranges: Arc::default(), shared: Arc::new(shared), host: None }
+        Self {
+            engine,
+            layer,
+            ranges: Arc::default(),
+            shared: Arc::new(shared),
+            host: None,
+            acknowledge: Acknowledge::Early,
+        }
     }
 
     /// The volume as it is now.
@@ -146,7 +156,7 @@ impl PodVolume {
             allocated_bytes: self.layer.mapped_blocks.load(Ordering::Relaxed) * BLOCK_BYTES_U64,
             hosts: self.shared.hosts.read().clone(),
             reservations: self.shared.reservations.get(),
-            write_cache: self.write_cache(),
+            write_cache: self.layer.volatile.is_enabled(),
         }
     }
 
@@ -274,7 +284,7 @@ impl PodVolume {
     async fn write_held(&self, span: &BlockSpan, hold: Arc<RangeGuard>, data: Bytes) -> Result<()> {
         let whole = span.blocks() * BLOCK_BYTES_U64 == bytes_u64(data.len());
         let data = if whole { data } else { self.widen(span, data).await? };
-        self.engine.write(&self.layer, hold, Lba(span.first), &data).await
+        self.engine.write(&self.layer, hold, Lba(span.first), &data, self.acknowledge).await
     }
 
     /// Completes the first and last block with what is stored. The caller holds the range.
@@ -322,7 +332,7 @@ impl PodVolume {
             blocks: end_whole.saturating_sub(first_whole),
             keep_allocated: keep_allocated && bytes <= KEEP_ALLOCATED_BYTES_MAX,
         };
-        self.engine.zero(&self.layer, hold, &range).await
+        self.engine.zero(&self.layer, hold, &range, self.acknowledge).await
     }
 
     /// Gives back the whole blocks of a range, if it has any.
@@ -334,7 +344,7 @@ impl PodVolume {
         }
         let (lba, blocks) = (Lba(first), end - first);
         let range = ZeroRange { partial: Vec::new(), lba, blocks, keep_allocated: false };
-        self.engine.zero(&self.layer, hold, &range).await
+        self.engine.zero(&self.layer, hold, &range, self.acknowledge).await
     }
 
     /// Block `lba` with what `offset..end` covers of it zeroed. The caller holds the range.
@@ -402,10 +412,6 @@ impl Volume for PodVolume {
         self.shared.record.read_only
     }
 
-    fn write_cache(&self) -> bool {
-        self.layer.volatile.is_enabled()
-    }
-
     fn admits(&self, host: Option<&str>) -> bool {
         let hosts = self.shared.hosts.read();
         hosts.as_ref().is_none_or(|hosts| host.is_some_and(|host| hosts.contains(host)))
@@ -425,6 +431,10 @@ impl Volume for PodVolume {
 
     fn for_host(self: Arc<Self>, host: Uuid) -> VolumeRef {
         Arc::new(Self { host: Some(host), ..Self::clone(&self) })
+    }
+
+    fn write_through(self: Arc<Self>) -> VolumeRef {
+        Arc::new(Self { acknowledge: Acknowledge::Durable, ..Self::clone(&self) })
     }
 
     fn reservations(&self) -> Arc<Reservations> {

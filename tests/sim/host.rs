@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::future::Either;
 use futures_util::future::select;
 use weft::env::EnvRef;
+use weft::env::LocalBoxFuture;
 use weft::env::sim::Choose;
 use weft::env::sim::SeededRng;
 use weft::error::Error;
@@ -18,7 +19,6 @@ use weft::volume::Extent;
 use weft::volume::Piece;
 use weft::volume::VolumeRef;
 use weft::volume::ZeroMode;
-use weft::volume::durably;
 
 use crate::model::Model;
 use crate::model::SECTOR;
@@ -146,14 +146,31 @@ impl Host {
     pub async fn write_sectors(&self, first: u64, sectors: u64) -> Result<Outcome, String> {
         let id = self.model.borrow_mut().issue(first, sectors, false, sectors <= 128);
         let bytes = Bytes::from(self.model.borrow().bytes(id));
-        let write = Arc::clone(&self.volume).write(self.swarm.offset_of(first), bytes);
-        match self.while_patient(durably(&self.volume, write)).await {
+        let offset = self.swarm.offset_of(first);
+        let write = self.durably(|volume| volume.write(offset, bytes));
+        match self.while_patient(write).await {
             Some(result) => self.acknowledge(id, result),
             None => {
                 self.model.borrow_mut().give_up(id);
                 Ok(Outcome::Done)
             }
         }
+    }
+
+    /// Makes a change that is durable then; with a write cache by FUA or by a flush.
+    async fn durably(
+        &self,
+        change: impl FnOnce(VolumeRef) -> LocalBoxFuture<weft::error::Result<()>>,
+    ) -> weft::error::Result<()> {
+        let volume = Arc::clone(&self.volume);
+        if !self.swarm.write_cache {
+            return change(volume).await;
+        }
+        if self.rng.chance(300_000) {
+            return change(volume.write_through()).await;
+        }
+        change(Arc::clone(&volume)).await?;
+        volume.flush().await
     }
 
     /// What a request comes to; `None` if it was given up, as when the host's connection is lost.
@@ -192,8 +209,8 @@ impl Host {
         let id = self.model.borrow_mut().issue(first, sectors, true, false);
         let offset = self.swarm.offset_of(first);
         let end = self.swarm.offset_of(first + sectors - 1) + SECTOR as u64;
-        let zero = Arc::clone(&self.volume).zero(offset, end - offset, mode);
-        self.acknowledge(id, durably(&self.volume, zero).await).map(drop)
+        let zero = self.durably(|volume| volume.zero(offset, end - offset, mode));
+        self.acknowledge(id, zero.await).map(drop)
     }
 
     fn acknowledge(&self, id: u64, result: weft::error::Result<()>) -> Result<Outcome, String> {

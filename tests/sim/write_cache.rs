@@ -25,7 +25,6 @@ use weft::format::superblock::JOURNAL_OFFSET;
 use weft::volume::VolumeDirectory;
 use weft::volume::VolumeRef;
 use weft::volume::ZeroMode;
-use weft::volume::durably;
 use weft::volume::pod::Pod;
 
 use crate::fixture::create;
@@ -169,6 +168,10 @@ impl Host<'_> {
         }
     }
 
+    fn is_cached(&self, pod: &Pod) -> bool {
+        pod.volumes().iter().any(|volume| volume.name == self.name && volume.write_cache)
+    }
+
     fn blocks(&self) -> Range<u64> {
         let first = self.rng.below(BLOCKS);
         first..BLOCKS.min(first + 1 + self.rng.below(BLOCKS_MAX))
@@ -176,7 +179,7 @@ impl Host<'_> {
 
     async fn step(&self, pod: &Arc<Pod>, volume: &VolumeRef) -> Result<(), String> {
         match self.rng.below(200) {
-            0..=139 => self.change(volume).await,
+            0..=139 => self.change(pod, volume).await,
             140..=169 => self.read(volume).await,
             170..=189 => self.status(volume).await,
             190..=195 => {
@@ -186,7 +189,7 @@ impl Host<'_> {
                 Ok(())
             }
             _ => {
-                let on = self.name == "v" && (!volume.write_cache() || self.rng.chance(700_000));
+                let on = self.name == "v" && (!self.is_cached(pod) || self.rng.chance(700_000));
                 let set = pod.set_write_cache(self.name, on).await;
                 set.map_err(|error| format!("set the write cache: {}", error.chain()))?;
                 if !on {
@@ -197,24 +200,27 @@ impl Host<'_> {
         }
     }
 
-    async fn change(&self, volume: &VolumeRef) -> Result<(), String> {
+    async fn change(&self, pod: &Pod, volume: &VolumeRef) -> Result<(), String> {
         let blocks = self.blocks();
         let is_zero = self.rng.chance(200_000);
         let value = self.history.borrow_mut().ask(blocks.clone(), is_zero);
         let (offset, end) = (offset_of(blocks.start), offset_of(blocks.end));
-        let change = if is_zero {
+        let durable = self.rng.chance(10_000);
+        let mut volume = Arc::clone(volume);
+        if durable {
+            volume = volume.write_through();
+        }
+        let done = if is_zero {
             let modes = [ZeroMode::Trim, ZeroMode::Deallocate, ZeroMode::KeepAllocated];
-            Arc::clone(volume).zero(offset, end - offset, modes[self.rng.below(3) as usize])
+            volume.zero(offset, end - offset, modes[self.rng.below(3) as usize]).await
         } else {
             let bytes: Vec<u8> = blocks.flat_map(|block| content(value, block)).collect();
-            Arc::clone(volume).write(offset, Bytes::from(bytes))
+            volume.write(offset, Bytes::from(bytes)).await
         };
-        let durable = self.rng.chance(10_000);
-        let done = if durable { durably(volume, change).await } else { change.await };
         done.map_err(|error| format!("change: {}", error.chain()))?;
         let mut history = self.history.borrow_mut();
         history.answered = history.changes.len();
-        if durable || !volume.write_cache() {
+        if durable || !self.is_cached(pod) {
             history.all_is_durable();
         }
         Ok(())

@@ -3,8 +3,8 @@
 //!
 //! A completed command has made durable what it changed, so Flush and FUA cost nothing: controllers
 //! tell of no volatile write cache, and make no use of one that a volume has
-//! (docs/decisions/0031-write-cache.md). Copy and metadata are refused. Reservations are in `reservation`; that a command keeps to them is the volume's affair,
-//! which knows the host.
+//! (docs/decisions/0031-write-cache.md). Copy and metadata are refused. Reservations are in
+//! `reservation`; that a command keeps to them is the volume's affair, which knows the host.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -36,7 +36,6 @@ use crate::volume::READ_BYTES_MIN;
 use crate::volume::Volume;
 use crate::volume::VolumeRef;
 use crate::volume::ZeroMode;
-use crate::volume::durably;
 use crate::volume::pieces_equal;
 
 /// Every namespace.
@@ -204,11 +203,7 @@ pub fn execute(
     let volume = Arc::clone(&namespace.volume);
     Ok(Start::Work(match sqe.opcode() {
         opcode::READ => return read(namespace, sqe, pieces),
-        opcode::WRITE => {
-            let span = span(namespace, sqe)?;
-            let write = Arc::clone(&volume).write(span.offset, data);
-            Work::Write(durably(&volume, write))
-        }
+        opcode::WRITE => Work::Write(volume.write(span(namespace, sqe)?.offset, data)),
         opcode::COMPARE => {
             let span = span(namespace, sqe)?;
             let bytes = u32::try_from(span.bytes).map_err(|_| Status::INVALID_FIELD)?;
@@ -218,8 +213,7 @@ pub fn execute(
             let span = span(namespace, sqe)?;
             let may_deallocate = sqe.u16(50) & 1 << 9 != 0;
             let mode = if may_deallocate { ZeroMode::Deallocate } else { ZeroMode::KeepAllocated };
-            let zero = Arc::clone(&volume).zero(span.offset, span.bytes, mode);
-            Work::Write(durably(&volume, zero))
+            Work::Write(volume.zero(span.offset, span.bytes, mode))
         }
         opcode::DATASET_MANAGEMENT => {
             const DEALLOCATE: u32 = 1 << 2;
@@ -229,7 +223,7 @@ pub fn execute(
                 return Ok(Start::Work(Work::Write(volume.flush())));
             }
             let spans = ranges(namespace, usize::from(sqe.u8(40)) + 1, &data)?;
-            Work::Write(durably(&volume, deallocate(Arc::clone(&volume), spans)))
+            Work::Write(deallocate(volume, spans))
         }
         opcode::FLUSH => Work::Write(volume.flush()),
         opcode::VERIFY => Work::Verify(verify(volume, span(namespace, sqe)?)),
@@ -243,8 +237,7 @@ pub fn compare_and_write(namespaces: &Namespaces, both: Both) -> Result<Work, St
     check_writable(namespace)?;
     let offset = span(namespace, &both.first)?.offset;
     let volume = Arc::clone(&namespace.volume);
-    let write = Arc::clone(&volume).compare_and_write(offset, both.expected, both.data);
-    Ok(Work::CompareAndWrite(durably(&volume, write)))
+    Ok(Work::CompareAndWrite(volume.compare_and_write(offset, both.expected, both.data)))
 }
 
 fn read(namespace: &Namespace, sqe: &Sqe, pieces: &mut Vec<Piece>) -> Result<Start, Status> {

@@ -177,13 +177,15 @@ impl Namespaces {
         self.0.get(index)
     }
 
-    /// The same as a host uses them: what reservations forbid it is refused.
+    /// The same as a host uses them: what reservations forbid it is refused, and changes are durable.
     #[must_use]
     pub fn used_by(mut self, host: Option<Uuid>) -> Self {
-        if let Some(host) = host {
-            for namespace in &mut self.0 {
-                namespace.volume = VolumeRef::clone(&namespace.volume).for_host(host);
-            }
+        for namespace in &mut self.0 {
+            let volume = VolumeRef::clone(&namespace.volume).write_through();
+            namespace.volume = match host {
+                Some(host) => volume.for_host(host),
+                None => volume,
+            };
         }
         self
     }
