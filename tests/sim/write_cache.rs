@@ -33,15 +33,10 @@ use crate::fixture::disks;
 use crate::fixture::life;
 use crate::fixture::open;
 use crate::host::read_sectors;
-use crate::in_parallel;
 use crate::model::SECTOR;
-use crate::number;
 use crate::runner;
 use crate::world::LIFE_MAX;
 
-const SEEDS_DEFAULT: u64 = 100;
-/// Of the seeds that are asked for, one in so many: few things are drawn here.
-const ONE_IN: u64 = 10;
 /// Of the fixture's pods.
 const JOURNAL_BYTES: u64 = 1 << 20;
 const BLOCK: usize = 4096;
@@ -370,24 +365,10 @@ pub fn run(seed: u64) -> Result<u64, String> {
 
 #[test]
 fn a_crash_leaves_what_was_flushed_and_the_first_of_what_was_answered_since() {
-    if let Some(seed) = number("SEED") {
-        tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).without_time().init();
-        run(seed).unwrap_or_else(|what| panic!("{what}"));
-        return;
-    }
-    let first = number("FIRST").unwrap_or(0);
-    let count = number("SEEDS").map_or(SEEDS_DEFAULT, |seeds| seeds.div_ceil(ONE_IN));
-    let seeds: Vec<u64> = (first..first + count).collect();
-    let outcomes = std::sync::Mutex::new(Vec::new());
-    in_parallel(&seeds, |seed| {
-        let outcome = run(*seed);
-        outcomes.lock().expect("not poisoned").push(outcome);
-    });
-    let outcomes = outcomes.into_inner().expect("not poisoned");
-    let failures: Vec<&String> = outcomes.iter().filter_map(|one| one.as_ref().err()).collect();
-    assert!(failures.is_empty(), "replay with SEED=n: {failures:#?}");
-    let lost: u64 = outcomes.iter().flatten().sum();
-    assert!(lost > count, "only {lost} answered changes were lost: were all of them durable?");
+    let Some(losses) = runner::run_some(run) else { return };
+    let lost: u64 = losses.iter().sum();
+    let enough = losses.len() as u64;
+    assert!(lost > enough, "only {lost} answered changes were lost: were all of them durable?");
 }
 
 #[test]
